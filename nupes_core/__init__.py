@@ -1,0 +1,55 @@
+"""NUPES: non-uniform post-training quantization by a searched power exponent. Importing this loads no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nupes_core.config import ExponentConfig, LayerOverride, LayerSelection, QuantizationConfig, WeightConfig
+    from nupes_core.evaluate import Evaluation, evaluate
+    from nupes_core.loading import load
+    from nupes_core.module import quantize_model
+    from nupes_core.pipeline import quantize
+    from nupes_core.report import LayerReport, Progress, Report
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Evaluation": "evaluate",
+    "ExponentConfig": "config",
+    "LayerOverride": "config",
+    "LayerReport": "report",
+    "LayerSelection": "config",
+    "Progress": "report",
+    "QuantizationConfig": "config",
+    "Report": "report",
+    "WeightConfig": "config",
+    "evaluate": "evaluate",
+    "load": "loading",
+    "quantize": "pipeline",
+    "quantize_model": "module",
+}
+
+__all__ = [
+    "Evaluation",
+    "ExponentConfig",
+    "LayerOverride",
+    "LayerReport",
+    "LayerSelection",
+    "Progress",
+    "QuantizationConfig",
+    "Report",
+    "WeightConfig",
+    "evaluate",
+    "load",
+    "quantize",
+    "quantize_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the public face on first use, so that torch-free users (`nupes_core.plan`) stay torch-free."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'nupes_core' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"nupes_core.{_EXPORTS[name]}"), name)

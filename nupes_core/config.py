@@ -1,0 +1,175 @@
+"""What to quantize and how: frozen, versioned, torch-free configuration."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar, get_args
+
+from nupes_core.errors import InvalidConfigError
+
+Layout = Literal["auto", "signed", "midrise", "paper"]
+ExponentMode = Literal["search", "fixed"]
+ExponentScope = Literal["global", "layer", "row", "group"]
+Optimize = Literal["data_free"]
+
+T = TypeVar("T")
+
+CONFIG_VERSION = 1
+MIN_BITS, MAX_BITS = 2, 8
+PER_CHANNEL = -1
+"""`group_size` that makes one group of each output row."""
+
+
+@dataclass(frozen=True)
+class ExponentConfig:
+    """The power exponent `a` (method §1–2).
+
+    Attributes:
+        mode: `search` fits `a` to the weights; `fixed` uses `value`.
+        scope: how many weights share one exponent. `group` stores 2 bits a group that choose among 4 candidates.
+        value: the exponent when `mode` is `fixed`, in [0.3, 1.5].
+    """
+
+    mode: ExponentMode = "search"
+    scope: ExponentScope = "layer"
+    value: float | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("exponent.mode", self.mode, get_args(ExponentMode))
+        _one_of("exponent.scope", self.scope, get_args(ExponentScope))
+        if self.mode == "fixed" and (self.value is None or not 0.3 <= self.value <= 1.5):
+            raise InvalidConfigError(
+                f"exponent.value is {self.value!r}; a fixed exponent must lie in [0.3, 1.5]",
+                hint="Give a value such as 0.8, or use mode 'search'.",
+            )
+
+
+@dataclass(frozen=True)
+class WeightConfig:
+    """How one weight matrix is coded.
+
+    Attributes:
+        bits: code width, 2 to 8.
+        group_size: consecutive weights of a row that share a scale; `-1` is one group per row. Need not divide the row.
+        exponent: how the power exponent is found.
+        layout: code-to-level layout; `auto` takes `signed` for 3 bits and more, `midrise` for 2, by measured error.
+    """
+
+    bits: int = 4
+    group_size: int = 64
+    exponent: ExponentConfig = field(default_factory=ExponentConfig)
+    layout: Layout = "auto"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, int) or not MIN_BITS <= self.bits <= MAX_BITS:
+            raise InvalidConfigError(
+                f"bits is {self.bits!r}; NUPES codes weights with {MIN_BITS} to {MAX_BITS} bits",
+                hint="Choose 4 for a first try, 3 or 2 where size matters more than quality.",
+            )
+        if not isinstance(self.group_size, int) or (self.group_size < 1 and self.group_size != PER_CHANNEL):
+            raise InvalidConfigError(
+                f"group_size is {self.group_size!r}; it must be a positive integer or -1 (one group per row)",
+                hint="64 is a good default; smaller groups cost bits and gain quality.",
+            )
+        _one_of("layout", self.layout, get_args(Layout))
+
+
+@dataclass(frozen=True)
+class LayerOverride:
+    """Other settings for the layers whose name `match` (a regular expression, `re.search`) hits. The last hit wins.
+
+    Attributes:
+        bits, group_size: replace those of the job; None keeps them.
+        skip: leave the layer in its original dtype.
+    """
+
+    match: str
+    bits: int | None = None
+    group_size: int | None = None
+    skip: bool = False
+
+    def __post_init__(self) -> None:
+        _regex("layers.overrides.match", self.match)
+
+
+@dataclass(frozen=True)
+class LayerSelection:
+    """Which layers are quantized.
+
+    Attributes:
+        exclude: module names or regular expressions (`re.search` on the module name) left in their original dtype.
+        overrides: see `LayerOverride`.
+        embeddings: also quantize embedding tables (left alone by default).
+    """
+
+    exclude: tuple[str, ...] = ("lm_head",)
+    overrides: tuple[LayerOverride, ...] = ()
+    embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        for pattern in self.exclude:
+            _regex("layers.exclude", pattern)
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """Everything that decides the bytes of an artifact, next to the input and the code version."""
+
+    weights: WeightConfig = field(default_factory=WeightConfig)
+    layers: LayerSelection = field(default_factory=LayerSelection)
+    optimize: Optimize = "data_free"
+    seed: int = 0
+    version: int = CONFIG_VERSION
+
+    def __post_init__(self) -> None:
+        _one_of("optimize", self.optimize, get_args(Optimize))
+        if self.version != CONFIG_VERSION:
+            raise InvalidConfigError(
+                f"config version is {self.version!r}; this release reads version {CONFIG_VERSION}",
+                hint="Write the configuration again with this release.",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dict that `from_dict` turns back into an equal configuration."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> QuantizationConfig:
+        """Build from `to_dict` output.
+
+        Raises:
+            InvalidConfigError: unknown key, or a value out of range.
+        """
+        data = dict(data)
+        weights = dict(data.pop("weights", {}))
+        exponent = _build(ExponentConfig, weights.pop("exponent", {}))
+        layers = dict(data.pop("layers", {}))
+        overrides = tuple(_build(LayerOverride, item) for item in layers.pop("overrides", ()))
+        exclude = tuple(layers.pop("exclude", LayerSelection.exclude))
+        return _build(
+            cls,
+            data,
+            weights=_build(WeightConfig, weights, exponent=exponent),
+            layers=_build(LayerSelection, layers, overrides=overrides, exclude=exclude),
+        )
+
+
+def _build(cls: type[T], data: dict[str, Any], **parts: Any) -> T:
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise InvalidConfigError(f"unknown key {unknown[0]!r} in {cls.__name__}", hint=f"Known keys: {sorted(known)}.")
+    return cls(**data, **parts)
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidConfigError(f"{name} is {value!r}", hint=f"Allowed: {', '.join(allowed)}.")
+
+
+def _regex(name: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise InvalidConfigError(f"{name} is {pattern!r}, not a regular expression: {error}") from error

@@ -1,0 +1,79 @@
+"""What a quantization run did: numbers per layer and totals. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One weight of the checkpoint.
+
+    Attributes:
+        name: module name, e.g. `model.layers.0.self_attn.q_proj` (a slice of fused experts: `….gate_up_proj[3]`).
+        shape: of the weight as stored in the checkpoint.
+        params: number of weights.
+        bits, group_size, layout, exponent: what was used; exponent is the mean where the scope is finer than the layer.
+        mse: mean squared error of the weights.
+        sqnr_db: signal to quantization noise ratio, dB.
+        cosine: cosine similarity of original and dequantized weights.
+        bytes_before, bytes_after: serialized bytes, side information included.
+        skipped_reason: why the tensor was left alone, else None; the figures above are then None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    params: int
+    bytes_before: int
+    bytes_after: int
+    bits: int | None = None
+    group_size: int | None = None
+    layout: str | None = None
+    exponent: float | None = None
+    mse: float | None = None
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    skipped_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Totals over a model.
+
+    Attributes:
+        bits_per_weight: all bytes of quantized tensors x 8 / their parameters (method §8).
+        coverage_pct, coverage_bytes_pct: share of the model's parameters, and bytes, that were quantized.
+        bytes_before, bytes_after: weight files of the model, headers included.
+        seconds: wall time of the quantization itself.
+    """
+
+    layers: tuple[LayerReport, ...]
+    params: int
+    quantized_params: int
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float
+    coverage_pct: float
+    coverage_bytes_pct: float
+    seconds: float
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dict."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of a long run, handed to the caller's `progress` callback. An exception raised there stops the run."""
+
+    phase: str
+    current: int
+    total: int
+    unit: str
+    message: str = ""
+
+
+ProgressCallback = Callable[[Progress], None]
