@@ -1,0 +1,1 @@
+"""The `nupes` command and the HTTP SDK."""

@@ -1,0 +1,327 @@
+"""Jobs: the wish of a user, its state and its result. The one schema that app, worker, CLI, dashboard and docs share."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from nupes_client.schemas.base import Label, LabelValue, Request, Response, Timestamp
+from nupes_client.schemas.problems import JobErrorCode
+
+
+class JobStatus(StrEnum):
+    """Where a job stands. Terminal ones never change again."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job has ended for good."""
+        return self in TERMINAL_STATUSES
+
+
+TERMINAL_STATUSES = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+
+
+class JobPhase(StrEnum):
+    """What a running job is doing."""
+
+    FETCHING = "fetching"
+    VALIDATING = "validating"
+    PLANNING = "planning"
+    CALIBRATING = "calibrating"
+    QUANTIZING = "quantizing"
+    EVALUATING = "evaluating"
+    PACKAGING = "packaging"
+    VERIFYING = "verifying"
+    PUBLISHING = "publishing"
+
+
+class ModelRef(Request):
+    """The model to quantize."""
+
+    id: str
+
+
+class ExponentSpec(Request):
+    """The power exponent of the grid: searched on the weights, or fixed."""
+
+    mode: Literal["search", "fixed"] = "search"
+    scope: Literal["global", "layer", "row", "group"] = Field("layer", description="How many weights share an exponent.")
+    value: float | None = Field(None, ge=0.3, le=1.5, description="The exponent when `mode` is `fixed`.")
+
+    @model_validator(mode="after")
+    def _value_belongs_to_fixed(self) -> Self:
+        if (self.mode == "fixed") != (self.value is not None):
+            raise ValueError("give `value` with mode `fixed`, and only then")
+        return self
+
+
+class WeightSpec(Request):
+    """How weights are coded."""
+
+    bits: int = Field(4, ge=2, le=8, description="Bits per code.")
+    group_size: int = Field(64, ge=-1, le=1 << 20, description="Weights that share a scale; -1: one group per row.")
+    exponent: ExponentSpec = ExponentSpec()
+    layout: Literal["auto", "signed", "midrise", "paper"] = "auto"
+
+    @field_validator("group_size")
+    @classmethod
+    def _group_size_is_not_zero(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("group_size must be a positive integer, or -1 for one group per row")
+        return value
+
+
+class OptimizeSpec(Request):
+    """How the codes are found: `data_free` looks at the weights alone."""
+
+    mode: Literal["data_free"] = "data_free"
+
+
+def _check_regex(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+    return pattern
+
+
+class LayerOverrideSpec(Request):
+    """Other settings for layers whose name the regular expression `match` hits."""
+
+    match: str = Field(min_length=1, max_length=500)
+    bits: int | None = Field(None, ge=2, le=8)
+    group_size: int | None = Field(None, ge=-1, le=1 << 20)
+    skip: bool = False
+
+    _match_is_regex = field_validator("match")(_check_regex)
+
+
+class LayersSpec(Request):
+    """Which layers are quantized."""
+
+    exclude: list[Annotated[str, StringConstraints(min_length=1, max_length=500)]] = Field(["lm_head"], max_length=200)
+    overrides: list[LayerOverrideSpec] = Field([], max_length=200)
+    embeddings: bool = Field(False, description="Quantize embedding tables too.")
+
+    @field_validator("exclude")
+    @classmethod
+    def _exclude_are_regexes(cls, value: list[str]) -> list[str]:
+        return [_check_regex(pattern) for pattern in value]
+
+
+class TextRef(Request):
+    """A text: a complete upload, UTF-8."""
+
+    upload_id: str
+
+
+class EvaluationSpec(Request):
+    """How the loss of quality is measured (protocol `nupes-eval-1`).
+
+    `fidelity` compares the distributions of the float and the quantized model; without a text it uses text sampled from
+    the float model. `perplexity` needs a text.
+    """
+
+    metrics: list[Literal["fidelity", "perplexity"]] = Field(["fidelity"], min_length=1)
+    text: TextRef | None = None
+    context: int = Field(256, ge=8, le=131072, description="Tokens per window.")
+    max_tokens: int = Field(20_000, ge=64, le=10_000_000, description="Tokens looked at, from the start.")
+
+    @model_validator(mode="after")
+    def _perplexity_has_a_text(self) -> Self:
+        if "perplexity" in self.metrics and self.text is None:
+            raise ValueError("the metric `perplexity` needs `text`: upload one and give its upload_id")
+        return self
+
+
+class GatesSpec(Request):
+    """Limits the result must keep; the verdict says whether it does. The artifact is published either way."""
+
+    max_perplexity_increase_pct: float | None = Field(None, ge=0)
+    max_kl: float | None = Field(None, ge=0, description="Nats per token.")
+    min_top1_agreement: float | None = Field(None, ge=0, le=1)
+    max_bytes: int | None = Field(None, ge=1)
+    min_coverage_pct: float | None = Field(None, ge=0, le=100, description="Share of parameters quantized.")
+
+
+Format = Literal["nupes", "dense"]
+
+
+class JobSpec(Request):
+    """Everything that decides what a job does, next to the model."""
+
+    model: ModelRef
+    method: Literal["nupes"] = "nupes"
+    weights: WeightSpec = WeightSpec()
+    activations: None = None
+    optimize: OptimizeSpec = OptimizeSpec()
+    target: None = None
+    layers: LayersSpec = LayersSpec()
+    calibration: None = None
+    evaluation: EvaluationSpec | None = EvaluationSpec()
+    gates: GatesSpec | None = None
+    formats: list[Format] = Field(["nupes"], min_length=1, max_length=8)
+    seed: int = Field(0, ge=0, lt=1 << 31)
+
+    @field_validator("formats")
+    @classmethod
+    def _formats_are_unique(cls, value: list[Format]) -> list[Format]:
+        if len(set(value)) != len(value):
+            raise ValueError("a format is named twice")
+        return value
+
+    @model_validator(mode="after")
+    def _gates_are_measured(self) -> Self:
+        needed = {"max_perplexity_increase_pct": "perplexity", "max_kl": "fidelity", "min_top1_agreement": "fidelity"}
+        measured = self.evaluation.metrics if self.evaluation else []
+        for gate, metric in needed.items():
+            if self.gates and getattr(self.gates, gate) is not None and metric not in measured:
+                raise ValueError(f"gate {gate} needs the evaluation metric `{metric}`")
+        return self
+
+
+class JobCreate(JobSpec):
+    """Body of `POST /v1/jobs` and `POST /v1/plans`."""
+
+    name: str | None = Field(None, min_length=1, max_length=200)
+    labels: dict[Label, LabelValue] = Field({}, max_length=32)
+    priority: int = Field(0, ge=-10, le=10)
+    timeout_s: int = Field(3600, ge=1, le=7 * 86400, description="Running time allowed, in seconds.")
+
+
+class ProgressInfo(Response):
+    """How far the current phase is."""
+
+    fraction: float = Field(ge=0, le=1, description="Of the whole job.")
+    current: int
+    total: int
+    unit: str
+
+
+class JobError(Response):
+    """Why a job failed and what to do about it."""
+
+    code: JobErrorCode
+    message: str
+    phase: JobPhase | None = None
+    retryable: bool = False
+    hint: str | None = None
+
+
+class Quality(Response):
+    """Quality figures of one model (baseline or quantized); None where not measured."""
+
+    perplexity: float | None = None
+    kl: float | None = Field(None, description="Mean KL(float‖quantized) per token, nats.")
+    top1_agreement: float | None = None
+    tokens: int | None = None
+
+
+class MetricsPair(Response):
+    """The float baseline and the quantized model, measured in the same job on the same tokens."""
+
+    protocol: str
+    context: int
+    text_sha256: str | None = None
+    text_origin: Literal["user", "sampled"]
+    baseline: Quality
+    quantized: Quality
+
+
+class JobResult(Response):
+    """What came out."""
+
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float
+    coverage_pct: float
+    quantized_params: int
+    params: int
+    quantize_seconds: float
+    metrics: MetricsPair | None = None
+
+
+class GateResult(Response):
+    """One gate and what was measured for it."""
+
+    gate: str
+    limit: float
+    measured: float | None
+    passed: bool
+
+
+class JobLinks(Response):
+    """Where to go from a job."""
+
+    self: str
+    events: str
+    stream: str
+    layers: str
+    artifacts: str
+    cancel: str
+
+
+class Job(Response):
+    """A job as the service sees it."""
+
+    id: str
+    name: str | None
+    status: JobStatus
+    is_terminal: bool
+    phase: JobPhase | None
+    progress: ProgressInfo
+    eta_seconds: float | None
+    attempt: int
+    max_attempts: int
+    version: int = Field(description="Grows with every change; the ETag.")
+    config: JobSpec = Field(description="Fully resolved: sending it again gives the same bytes.")
+    labels: dict[str, str]
+    priority: int
+    timeout_s: int
+    result: JobResult | None
+    verdict: Literal["passed", "failed"] | None
+    gates: list[GateResult]
+    error: JobError | None
+    worker: str | None
+    cache_hit: bool
+    created_at: Timestamp
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+    links: JobLinks
+
+
+class JobEvent(Response):
+    """Something that happened to a job. `seq` counts from 1 without gaps."""
+
+    seq: int
+    type: str = Field(description="`status`, `phase`, `progress`, `log`, `artifact`.")
+    data: dict[str, Any]
+    created_at: Timestamp
+
+
+class Layer(Response):
+    """One weight of the model and what was done to it."""
+
+    name: str
+    shape: list[int]
+    params: int
+    bytes_before: int
+    bytes_after: int
+    bits: int | None
+    group_size: int | None
+    layout: str | None
+    exponent: float | None
+    mse: float | None
+    sqnr_db: float | None
+    cosine: float | None
+    skipped_reason: str | None
