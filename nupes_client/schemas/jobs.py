@@ -1,4 +1,4 @@
-"""Jobs: the wish of a user, its state and its result. The one schema that app, worker, CLI, dashboard and docs share."""
+"""Jobs: the wish of a user, its state and its result. One schema for all who speak of jobs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ class ExponentSpec(Request):
     """The power exponent of the grid: searched on the weights, or fixed."""
 
     mode: Literal["search", "fixed"] = "search"
-    scope: Literal["global", "layer", "row", "group"] = Field("layer", description="How many weights share an exponent.")
+    scope: Literal["global", "layer", "row", "group"] = Field(
+        "layer", description="How many weights share an exponent."
+    )
     value: float | None = Field(None, ge=0.3, le=1.5, description="The exponent when `mode` is `fixed`.")
 
     @model_validator(mode="after")

@@ -9,7 +9,14 @@ from pydantic import Field
 from nupes_client.schemas.base import Request, Response, Timestamp
 
 Scope = Literal[
-    "jobs:read", "jobs:write", "models:read", "models:write", "artifacts:read", "webhooks:manage", "keys:manage", "admin"
+    "jobs:read",
+    "jobs:write",
+    "models:read",
+    "models:write",
+    "artifacts:read",
+    "webhooks:manage",
+    "keys:manage",
+    "admin",
 ]
 
 

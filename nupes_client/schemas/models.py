@@ -8,9 +8,8 @@ from pydantic import Field, StringConstraints
 
 from nupes_client.schemas.base import Request, Response, Sha256, Timestamp
 
-FilePath = Annotated[
-    str, StringConstraints(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$")
-]
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+FilePath = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=rf"^{_NAME}(/{_NAME})?$")]
 RepoId = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[\w.-]+(/[\w.-]+)?$")]
 
 

@@ -1,0 +1,1 @@
+"""The HTTP service. Never imports torch or transformers."""

@@ -1,0 +1,1 @@
+"""The technical kit of the service: ids, clock, problems, paging, conditional requests, security, logging."""

@@ -1,0 +1,70 @@
+"""Engine and sessions: one code path for SQLite and PostgreSQL.
+
+Sessions are synchronous: FastAPI runs endpoints in its thread pool and the workers share the same repositories
+(docs/decisions/001).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session
+
+BUSY_TIMEOUT_MS = 30_000
+
+
+class Database:
+    """An engine and the two kinds of session over it."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = create_database_engine(url)
+        self._writers = self.engine.execution_options(nupes_write=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session that only reads; sees one snapshot, never waits for writers."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that writes: commits on leaving, rolls back on an exception.
+
+        On SQLite it begins IMMEDIATE, so it waits for the write lock at the start (up to 30 s) and can not fail
+        half-way because another writer was faster.
+        """
+        with Session(self._writers, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def dispose(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def create_database_engine(url: str) -> Engine:
+    """Create the engine; for SQLite also the folder, WAL mode and explicit BEGIN."""
+    if make_url(url).get_backend_name() != "sqlite":
+        return create_engine(url, pool_pre_ping=True, pool_size=20, max_overflow=20)
+    database = make_url(url).database
+    if database and database != ":memory:":
+        Path(database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, pool_size=20, max_overflow=20)
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver must not begin transactions on its own
+    for pragma in ("journal_mode=WAL", f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON", "synchronous=NORMAL"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writing = connection.get_execution_options().get("nupes_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")

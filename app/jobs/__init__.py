@@ -1,0 +1,1 @@
+"""Jobs: create, read, cancel, events, layers, and the one function that changes a status."""

@@ -1,0 +1,1 @@
+"""The workers: Celery app, claim and lease, supervisor, runner."""
