@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 CONFIG_VERSION = 1
 MIN_BITS, MAX_BITS = 2, 8
+MIN_SCALE_BITS, MAX_SCALE_BITS = 5, 12
 PER_CHANNEL = -1
 """`group_size` that makes one group of each output row."""
 
@@ -54,12 +55,15 @@ class WeightConfig:
         group_size: consecutive weights of a row that share a scale; `-1` is one group per row. Need not divide the row.
         exponent: how the power exponent is found.
         layout: code-to-level layout; `auto` takes `signed` for 3 bits and more, `midrise` for 2, by measured error.
+        scale_bits: side information of a group, 5 to 12 bits: log2 scale, its sign (signed layout) and the exponent
+            choice (scope `group`). Bits per weight are `bits + scale_bits / group_size`, plus 1/64 at most.
     """
 
     bits: int = 4
     group_size: int = 64
     exponent: ExponentConfig = field(default_factory=ExponentConfig)
     layout: Layout = "auto"
+    scale_bits: int = 8
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or not MIN_BITS <= self.bits <= MAX_BITS:
@@ -71,6 +75,11 @@ class WeightConfig:
             raise InvalidConfigError(
                 f"group_size is {self.group_size!r}; it must be a positive integer or -1 (one group per row)",
                 hint="64 is a good default; smaller groups cost bits and gain quality.",
+            )
+        if not isinstance(self.scale_bits, int) or not MIN_SCALE_BITS <= self.scale_bits <= MAX_SCALE_BITS:
+            raise InvalidConfigError(
+                f"scale_bits is {self.scale_bits!r}; a group stores {MIN_SCALE_BITS} to {MAX_SCALE_BITS} bits",
+                hint="8 is a good default; 6 or 7 pay with small groups.",
             )
         _one_of("layout", self.layout, get_args(Layout))
 
