@@ -19,6 +19,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path.home() / ".nupes", description="Everything the embedded service keeps (0700).")
     database_url: str = Field("", description="SQLAlchemy URL; default: SQLite in data_dir.")
     broker_url: str = Field("", description="Celery broker, e.g. redis://host:6379/0; default: folders in data_dir.")
+    queue_prefix: str = Field("nupes.", description="Before every queue name, so that services can share a broker.")
     storage_url: str = Field("", description="Blob store: file:///path or s3://bucket/prefix; default: data_dir/blobs.")
     s3_endpoint_url: str | None = Field(None, description="For S3-compatible storage that is not AWS.")
     secret_key: SecretStr | None = Field(None, description="Pepper of key hashes; default: data_dir/secret.key.")
