@@ -1,0 +1,45 @@
+# One file, two images: `api` (no torch) and `worker` (with the quantizer).
+#   docker build --target api    -t nupes-api .
+#   docker build --target worker -t nupes-worker .
+# PIP_EXTRA_INDEX_URL may name an index with CPU builds of torch; without it the worker gets the CUDA build.
+FROM python:3.12-slim AS base
+ENV PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PATH=/opt/nupes/bin:$PATH
+
+FROM base AS build
+ARG PIP_EXTRA_INDEX_URL=""
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+WORKDIR /src
+RUN python -m venv /opt/nupes
+COPY pyproject.toml README.md ./
+COPY nupes_client nupes_client
+COPY app app
+COPY migrations migrations
+COPY worker worker
+COPY nupes_core nupes_core
+
+FROM build AS build-api
+RUN pip install '.[server]'
+
+FROM build AS build-worker
+RUN pip install '.[core,server]'
+
+FROM base AS runtime
+RUN useradd --system --uid 10001 --create-home --home-dir /data nupes
+ENV NUPES_DATA_DIR=/data NUMBA_CACHE_DIR=/data/numba HF_HUB_DISABLE_TELEMETRY=1
+WORKDIR /data
+USER 10001
+VOLUME /data
+
+FROM runtime AS api
+COPY --from=build-api /opt/nupes /opt/nupes
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/livez', timeout=2)"]
+CMD ["uvicorn", "app.main:create_app", "--factory", "--host", "0.0.0.0", "--port", "8000"]
+
+FROM runtime AS worker
+COPY --from=build-worker /opt/nupes /opt/nupes
+HEALTHCHECK --interval=15s --timeout=5s --start-period=30s CMD ["python", "-m", "worker.healthcheck"]
+CMD ["python", "-m", "worker"]
