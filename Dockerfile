@@ -20,9 +20,11 @@ COPY worker worker
 COPY nupes_core nupes_core
 
 FROM build AS build-api
+# hadolint ignore=DL3013
 RUN pip install '.[server]'
 
 FROM build AS build-worker
+# hadolint ignore=DL3013
 RUN pip install '.[core,server]'
 
 FROM base AS runtime
