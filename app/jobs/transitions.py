@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, and_, or_, update
 from sqlalchemy.orm import Session
 
 from app.core.clock import now
-from app.db.tables import Job, JobEvent
+from app.db.tables import Job, JobEvent, OutboxMessage
 from nupes_client.schemas.jobs import TERMINAL_STATUSES, JobStatus
 
 LEGAL: dict[JobStatus, frozenset[JobStatus]] = {
@@ -35,6 +35,10 @@ class Fence:
     def condition(self) -> ColumnElement[bool]:
         """The WHERE clause that holds only for the current holder."""
         return and_(Job.lease_owner == self.owner, Job.attempt == self.attempt)
+
+    def holds(self, job: Job) -> bool:
+        """Whether `job`, as read, is held by this worker."""
+        return job.lease_owner == self.owner and job.attempt == self.attempt
 
 
 class StaleFenceError(Exception):
@@ -69,6 +73,8 @@ def transition(
         StaleFenceError: the row changed meanwhile or belongs to another worker.
     """
     current = JobStatus(job.status)
+    if fence is not None and not fence.holds(job):
+        raise StaleFenceError(f"{job.id}: {fence} holds it no longer, it is {current} in attempt {job.attempt}")
     if to not in LEGAL[current]:
         raise IllegalTransitionError(f"{job.id}: {current} -> {to}")
     if to in TERMINAL_STATUSES:
@@ -91,18 +97,44 @@ def record(
     _append(session, job, event_type, data)
 
 
+def amend(session: Session, job: Job, **columns: Any) -> None:
+    """Change what is the user's to change (name, labels, priority), also of an ended job: new version, no event.
+
+    Raises:
+        StaleFenceError: the row changed since it was read.
+    """
+    _update(session, job, [Job.version == job.version], {"version": Job.version + 1, **columns})
+
+
+def create(session: Session, job: Job) -> None:
+    """Add a new job: queued, with its first event and the wake-up for the sweeper, in the caller's transaction."""
+    job.status = JobStatus.QUEUED.value
+    job.event_seq = 1
+    session.add(job)
+    session.flush()
+    _append(session, job, "status", {"from": None, "to": job.status})
+    enqueue(session, job)
+
+
+def enqueue(session: Session, job: Job) -> None:
+    """Write the wake-up of a queued job to the outbox, from where publisher or sweeper take it."""
+    session.add(OutboxMessage(queue=job.device_class, job_id=job.id))
+    session.flush()
+
+
 def _write(
     session: Session, job: Job, guard: list[ColumnElement[bool]], fence: Fence | None, columns: dict[str, Any]
 ) -> None:
-    conditions = [Job.id == job.id, *guard, *([fence.condition()] if fence else [])]
+    counters = {"version": Job.version + 1, "event_seq": Job.event_seq + 1}
+    _update(session, job, [*guard, *([fence.condition()] if fence else [])], {**counters, **columns})
+
+
+def _update(session: Session, job: Job, guard: list[ColumnElement[bool]], values: dict[str, Any]) -> None:
     statement = (
-        update(Job)
-        .where(*conditions)
-        .values(version=Job.version + 1, event_seq=Job.event_seq + 1, **columns)
-        .execution_options(synchronize_session=False)
+        update(Job).where(Job.id == job.id, *guard).values(**values).execution_options(synchronize_session=False)
     )
     if session.connection().execute(statement).rowcount != 1:
-        raise StaleFenceError(f"{job.id}: status {job.status}, version {job.version}, fence {fence}")
+        raise StaleFenceError(f"{job.id} is no longer {job.status} in version {job.version}, attempt {job.attempt}")
     session.refresh(job)
 
 

@@ -1,0 +1,150 @@
+"""What a worker writes about the job it holds: phases, progress and the end. Every write repeats the fence.
+
+All write in the caller's transaction (`Database.write()`) and raise `StaleFenceError` when the job is no longer
+held; the caller then rolls back and ends its work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from app.db.tables import Artifact, Job, JobLayer
+from app.jobs.gates import evaluate_gates
+from app.jobs.transitions import Fence, enqueue, record, transition
+from nupes_client.schemas.jobs import JobError, JobPhase, JobResult, JobSpec, JobStatus, Layer, ProgressInfo
+from nupes_client.schemas.problems import JobErrorCode
+
+_AT_START: dict[str, Any] = {
+    "phase": None,
+    "progress_fraction": 0.0,
+    "progress_current": 0,
+    "progress_total": 0,
+    "eta_seconds": None,
+}
+_UNHELD: dict[str, Any] = {"lease_owner": None, "lease_until": None, "worker_id": None}
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """One file of a result, stored as blob `sha256`; `path` is its place inside the folder of the format."""
+
+    format: str
+    path: str
+    size: int
+    sha256: str
+    media_type: str
+
+
+def enter_phase(session: Session, job: Job, fence: Fence, phase: JobPhase) -> None:
+    """Say what the job is doing now."""
+    record(session, job, "phase", {"phase": phase.value}, fence=fence, phase=phase.value)
+
+
+def report_progress(
+    session: Session, job: Job, fence: Fence, progress: ProgressInfo, *, eta_seconds: float | None = None
+) -> None:
+    """Say how far the job is. Call it a few times a second at most: each call is an event that watchers get."""
+    data = {**_json(progress), "phase": job.phase, "eta_seconds": eta_seconds}
+    columns = {f"progress_{name}": value for name, value in _json(progress).items()}
+    record(session, job, "progress", data, fence=fence, eta_seconds=eta_seconds, **columns)
+
+
+def succeed(
+    session: Session,
+    job: Job,
+    fence: Fence,
+    result: JobResult,
+    layers: Sequence[Layer],
+    artifacts: Sequence[PublishedFile],
+    *,
+    cache_hit: bool = False,
+) -> None:
+    """Finish the job: gates and verdict, layers, artifact rows and the status, all in this one transaction.
+
+    A job that is being cancelled when its result is ready succeeds: the work is done.
+    """
+    _lock(session, job)
+    gates, verdict = evaluate_gates(JobSpec.model_validate(job.config).gates, result)
+    transition(
+        session,
+        job,
+        JobStatus.SUCCEEDED,
+        fence=fence,
+        data={"verdict": verdict, "files": len(artifacts), "bytes_after": result.bytes_after},
+        result=_json(result),
+        gates=[_json(gate) for gate in gates],
+        verdict=verdict,
+        cache_hit=cache_hit,
+        progress_fraction=1.0,
+    )
+    session.add_all(_layer_rows(job, layers))
+    session.add_all(_artifact_rows(job, artifacts))
+    session.flush()
+
+
+def fail(session: Session, job: Job, fence: Fence | None, error: JobError) -> None:
+    """End the job with an error. A failure whose reason is the cancellation itself ends it as cancelled.
+
+    Args:
+        session: an open write session.
+        job: the row.
+        fence: what the worker holds; None for the reaper, which acts for a worker that is gone.
+        error: why.
+    """
+    _lock(session, job)
+    if error.code == JobErrorCode.CANCELLED:
+        finish_cancel(session, job, fence)
+        return
+    content = _json(error)
+    transition(session, job, JobStatus.FAILED, fence=fence, data={"error": content}, error=content)
+
+
+def finish_cancel(session: Session, job: Job, fence: Fence | None) -> None:
+    """End a job in `cancelling` as cancelled; with fence None for the reaper."""
+    _lock(session, job)
+    transition(session, job, JobStatus.CANCELLED, fence=fence)
+
+
+def requeue(session: Session, job: Job, fence: Fence | None, *, reason: str) -> None:
+    """Give a running job back for its next attempt, and wake somebody for it.
+
+    `fence` is None for the reaper; a worker that shuts down gives its own.
+    """
+    _lock(session, job)
+    transition(session, job, JobStatus.QUEUED, fence=fence, data={"reason": reason}, **_AT_START, **_UNHELD)
+    enqueue(session, job)
+
+
+def _lock(session: Session, job: Job) -> None:
+    """Read the row as it is now and keep others from changing it until the end of the transaction."""
+    session.refresh(job, with_for_update=True)
+
+
+def _json(model: BaseModel) -> dict[str, Any]:
+    """Return what the JSON columns take: NaN and infinities, which PostgreSQL refuses, become null."""
+    content: dict[str, Any] = json.loads(model.model_dump_json())
+    return content
+
+
+def _layer_rows(job: Job, layers: Sequence[Layer]) -> Iterable[JobLayer]:
+    for position, layer in enumerate(layers):
+        yield JobLayer(job_id=job.id, position=position, name=layer.name, data=_json(layer))
+
+
+def _artifact_rows(job: Job, files: Sequence[PublishedFile]) -> Iterable[Artifact]:
+    for file in sorted(files, key=lambda file: (file.format, file.path)):
+        yield Artifact(
+            tenant_id=job.tenant_id,
+            job_id=job.id,
+            format=file.format,
+            path=file.path,
+            size=file.size,
+            sha256=file.sha256,
+            media_type=file.media_type,
+        )
