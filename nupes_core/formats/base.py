@@ -1,0 +1,37 @@
+"""What a format has to say, so that sizes are known before the work and weights are written one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nupes_core.header import TensorSpec
+from nupes_core.layers import PlannedTensor
+
+if TYPE_CHECKING:
+    import torch
+
+    from nupes_core.weight import QuantizedWeight
+
+Pieces = Iterator[tuple[str, "torch.Tensor"]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to write a quantized checkpoint.
+
+    Attributes:
+        name: as users ask for it.
+        specs: stored tensors that a quantized checkpoint tensor becomes; from names and shapes alone.
+        pieces: (tensor, matrix, its decoded form [rows, cols] in the original dtype) -> stored names and content of
+            this matrix; the content of matrix `i` of fused experts goes `i` times its own size into the stored tensor.
+        config: (sanitized source config, tensors, settings of the job) -> `config.json` of the artifact.
+        snippet: two lines of Python that load the artifact; `{path}` is filled in.
+    """
+
+    name: str
+    specs: Callable[[PlannedTensor], tuple[TensorSpec, ...]]
+    pieces: Callable[[PlannedTensor, QuantizedWeight, torch.Tensor], Pieces]
+    config: Callable[[Mapping[str, Any], tuple[PlannedTensor, ...], Mapping[str, Any]], dict[str, Any]]
+    snippet: str

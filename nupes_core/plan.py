@@ -1,0 +1,185 @@
+"""What a job would do, from safetensors headers and `config.json` alone: layers, coverage, exact bytes, memory, time.
+
+Needs neither torch nor numpy: the HTTP service imports this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nupes_core.config import QuantizationConfig
+from nupes_core.errors import InvalidConfigError
+from nupes_core.formats import Format, get_format
+from nupes_core.header import Header, TensorSpec, build_header, parse_header
+from nupes_core.layers import PlannedTensor, plan_tensor
+from nupes_core.modelfolder import open_folder, tensor_owners
+from nupes_core.selection import ModelFacts
+
+FILE_METADATA = {"format": "pt"}
+"""What transformers wants to find in a safetensors file."""
+
+BASE_MEMORY_BYTES = 560_000_000
+"""Resident size of a process that imported torch and compiled the kernels, and its working set, measured."""
+
+PARAMS_PER_SECOND = 10_000_000
+"""Data-free search on one core with the default settings."""
+
+COPY_BYTES_PER_SECOND = 300_000_000
+"""Reading, hashing and writing together."""
+
+START_SECONDS = 5.0
+"""Imports and compilation."""
+
+SMALL_FILE_BYTES = 20_000_000
+"""Room for tokenizer, configuration and manifest, not counting a line per tensor."""
+
+BYTES_PER_TENSOR_LINE = 1_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job would do.
+
+    Attributes:
+        tensors: every tensor of the checkpoint, by file and position.
+        bytes_before: weight files as they are.
+        artifact_bytes: exact bytes of the weight files to be written, headers included; the small files (configuration,
+            tokenizer, manifest) come on top.
+        bits_per_weight: stored bytes of the quantized tensors x 8 / their parameters; 0 when nothing is quantized.
+        coverage_pct, coverage_bytes_pct: share of the model that is quantized.
+        peak_memory_bytes, disk_bytes, seconds: estimates for the quantization itself on one core, without evaluation.
+    """
+
+    tensors: tuple[PlannedTensor, ...]
+    params: int
+    quantized_params: int
+    bytes_before: int
+    artifact_bytes: int
+    bits_per_weight: float
+    coverage_pct: float
+    coverage_bytes_pct: float
+    peak_memory_bytes: int
+    disk_bytes: int
+    seconds: float
+
+    @property
+    def quantized(self) -> tuple[PlannedTensor, ...]:
+        """Tensors that are quantized."""
+        return tuple(tensor for tensor in self.tensors if tensor.coding is not None)
+
+    @property
+    def skipped(self) -> tuple[PlannedTensor, ...]:
+        """Tensors that are left alone."""
+        return tuple(tensor for tensor in self.tensors if tensor.coding is None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dict: the totals, `layers` that are quantized, and `skipped` tensors with reasons."""
+        totals = {key: value for key, value in vars(self).items() if key != "tensors"}
+        layers = [tensor.to_dict() for tensor in self.quantized]
+        return {**totals, "layers": layers, "skipped": [tensor.to_dict() for tensor in self.skipped]}
+
+
+def plan_folder(path: str | Path, config: QuantizationConfig, *, formats: Sequence[str] = ("nupes",)) -> Plan:
+    """Plan the quantization of a model folder.
+
+    Raises:
+        UnsafeFileError: the folder or a file in it is broken or unsafe.
+        InvalidConfigError: unknown format, or the model is quantized already.
+    """
+    folder = open_folder(path)
+    return plan_headers(folder.headers, folder.config, config, formats=formats)
+
+
+def plan_headers(
+    headers: Mapping[str, Header | bytes],
+    model_config: Mapping[str, Any],
+    config: QuantizationConfig,
+    *,
+    formats: Sequence[str] = ("nupes",),
+) -> Plan:
+    """Plan from headers alone; no tensor is read.
+
+    Args:
+        headers: shard file name -> checked header, or the first bytes of the file (length prefix and JSON).
+        model_config: content of `config.json`; may be empty.
+        config: what is asked for.
+        formats: what will be written; sizes are summed over them.
+
+    Raises:
+        UnsafeFileError: a header is broken, or two files hold the same tensor.
+        InvalidConfigError: unknown format, or the model is quantized already.
+    """
+    refuse_quantized(model_config)
+    checked = {name: _parsed(name, header) for name, header in sorted(headers.items())}
+    tensor_owners(checked)
+    facts = ModelFacts.from_config(model_config)
+    tensors = {name: [plan_tensor(name, info, facts, config) for info in checked[name].tensors] for name in checked}
+    layouts = [shard_layout(shard, get_format(name))[1] for name in formats for shard in tensors.values()]
+    everything = tuple(tensor for shard in tensors.values() for tensor in shard)
+    before = sum(header.file_bytes for header in checked.values())
+    return _total(everything, before, sum(layout.file_bytes for layout in layouts))
+
+
+def shard_layout(tensors: Sequence[PlannedTensor], fmt: Format) -> tuple[bytes, Header]:
+    """Return the header of the file that `tensors` of one input shard become, as bytes and parsed."""
+    specs: list[TensorSpec] = []
+    for tensor in tensors:
+        kept = (TensorSpec(tensor.name, tensor.dtype, tensor.shape),)
+        specs += kept if tensor.coding is None else fmt.specs(tensor)
+    return build_header(specs, FILE_METADATA)
+
+
+def refuse_quantized(model_config: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that is quantized already.
+
+    Raises:
+        InvalidConfigError: `config.json` has a `quantization_config`.
+    """
+    present = model_config.get("quantization_config")
+    if present:
+        method = present.get("quant_method") if isinstance(present, Mapping) else present
+        raise InvalidConfigError(
+            f"the model is quantized already (quantization_config.quant_method is {method!r})",
+            hint="Start from the original weights.",
+        )
+
+
+def _parsed(name: str, header: Header | bytes) -> Header:
+    return header if isinstance(header, Header) else parse_header(header, source=name)
+
+
+def _total(tensors: tuple[PlannedTensor, ...], bytes_before: int, written: int) -> Plan:
+    quantized = [tensor for tensor in tensors if tensor.coding is not None]
+    params = sum(tensor.params for tensor in tensors)
+    quantized_params = sum(tensor.params for tensor in quantized)
+    work = quantized_params / PARAMS_PER_SECOND + (bytes_before + written) / COPY_BYTES_PER_SECOND
+    return Plan(
+        tensors=tensors,
+        params=params,
+        quantized_params=quantized_params,
+        bytes_before=bytes_before,
+        artifact_bytes=written,
+        bits_per_weight=_ratio(8 * sum(tensor.bytes_after for tensor in quantized), quantized_params),
+        coverage_pct=100 * _ratio(quantized_params, params),
+        coverage_bytes_pct=_bytes_coverage(tensors, quantized),
+        peak_memory_bytes=BASE_MEMORY_BYTES + max((_working_bytes(tensor) for tensor in quantized), default=0),
+        disk_bytes=written + SMALL_FILE_BYTES + BYTES_PER_TENSOR_LINE * len(tensors),
+        seconds=round(START_SECONDS + work, 1),
+    )
+
+
+def _bytes_coverage(tensors: Sequence[PlannedTensor], quantized: Sequence[PlannedTensor]) -> float:
+    return 100 * _ratio(sum(t.bytes_before for t in quantized), sum(t.bytes_before for t in tensors))
+
+
+def _working_bytes(tensor: PlannedTensor) -> int:
+    """Return what is held at once for a tensor: one matrix as read, as decoded, and as stored."""
+    matrices = 1 if tensor.coding is None else tensor.coding.view.count
+    return (2 * tensor.bytes_before + tensor.bytes_after) // matrices
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
