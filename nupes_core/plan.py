@@ -14,8 +14,8 @@ from nupes_core.config import QuantizationConfig
 from nupes_core.errors import InvalidConfigError
 from nupes_core.formats import Format, get_format
 from nupes_core.header import Header, TensorSpec, build_header, parse_header
-from nupes_core.layers import PlannedTensor, plan_tensor
 from nupes_core.modelfolder import open_folder, tensor_owners
+from nupes_core.planned import PlannedTensor, plan_tensor
 from nupes_core.selection import ModelFacts
 
 FILE_METADATA = {"format": "pt"}

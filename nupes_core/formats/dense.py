@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nupes_core.formats.base import Format, Pieces
 from nupes_core.header import TensorSpec
-from nupes_core.layers import PlannedTensor
+from nupes_core.planned import PlannedTensor
 
 if TYPE_CHECKING:
     import torch
