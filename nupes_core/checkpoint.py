@@ -1,4 +1,4 @@
-"""Streaming access to the tensors of safetensors files: bounded memory, exact layout, nothing half-written left behind."""
+"""Streaming access to the tensors of safetensors files: bounded memory, exact layout, nothing left half-written."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def as_tensor(content: bytearray, dtype: str) -> torch.Tensor:
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the little-endian bytes of a tensor in row-major order; no copy where it is contiguous already."""
     flat = tensor.detach().cpu().contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def write_file(path: Path, content: bytes) -> None:

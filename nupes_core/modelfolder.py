@@ -144,7 +144,9 @@ def _sanitize(value: Any, where: str, depth: int, dropped: list[str]) -> Any:
         return value
     kept = {}
     for key, item in value.items():
-        if key in _DROPPED_KEYS or key.startswith("_") or key.endswith("_implementation"):
+        if depth == 0 and key == "quantization_config":
+            kept[key] = item  # its keys are tensor names
+        elif key in _DROPPED_KEYS or key.startswith("_") or key.endswith("_implementation"):
             dropped.append(where + key)
         else:
             kept[key] = _sanitize(item, f"{where}{key}.", depth + 1, dropped)
