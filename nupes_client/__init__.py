@@ -1,1 +1,21 @@
-"""The `nupes` command and the HTTP SDK."""
+"""The `nupes` command and the HTTP SDK. Importing this loads neither httpx nor pydantic."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nupes_client.client import Client
+    from nupes_client.errors import ApiError, NupesError
+
+__all__ = ["ApiError", "Client", "NupesError"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the public face on first use: `nupes --help` must not wait for it."""
+    if name not in __all__:
+        raise AttributeError(f"module 'nupes_client' has no attribute {name!r}")
+    import importlib
+
+    module = importlib.import_module("nupes_client.client" if name == "Client" else "nupes_client.errors")
+    return getattr(module, name)

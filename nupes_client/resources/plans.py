@@ -1,0 +1,19 @@
+"""Plans: what a job would do and cost."""
+
+from __future__ import annotations
+
+from nupes_client.schemas.jobs import JobCreate
+from nupes_client.schemas.plans import Plan
+from nupes_client.transport import Transport
+
+
+class Plans:
+    """`/v1/plans`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(self, body: JobCreate) -> Plan:
+        """Ask what a job would do; changes nothing."""
+        response = self._transport.request("POST", "/v1/plans", json=body.model_dump(mode="json"), repeatable=True)
+        return Plan.model_validate_json(response.content)
