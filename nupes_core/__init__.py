@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nupes_core.config import ExponentConfig, LayerOverride, LayerSelection, QuantizationConfig, WeightConfig
-    from nupes_core.evaluate import Evaluation, evaluate
+    from nupes_core.evaluation import Evaluation, evaluate
     from nupes_core.loading import load
     from nupes_core.module import quantize_model
     from nupes_core.pipeline import quantize
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "Evaluation": "evaluate",
+    "Evaluation": "evaluation",
     "ExponentConfig": "config",
     "LayerOverride": "config",
     "LayerReport": "report",
@@ -25,7 +25,7 @@ _EXPORTS = {
     "QuantizationConfig": "config",
     "Report": "report",
     "WeightConfig": "config",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "load": "loading",
     "quantize": "pipeline",
     "quantize_model": "module",

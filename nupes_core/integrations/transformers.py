@@ -1,0 +1,193 @@
+"""Plug-in for transformers 5: once this module is imported, `from_pretrained` loads native artifacts.
+
+Linear layers (`nn.Linear`, GPT-2's `Conv1D`) stay quantized in memory. What transformers renames, merges or transposes
+while it loads (experts of a mixture) and what is no linear layer (embeddings) is handed to it decoded.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from nupes_core.artifact import ARTIFACT_VERSION, QUANT_METHOD, StoredWeight, stored_weights
+from nupes_core.layers import (
+    REPLACEMENTS,
+    TORCH_DTYPES,
+    QuantizedConv1D,
+    QuantizedLayer,
+    decode_stored,
+    dequantize_modules,
+)
+
+
+@register_quantization_config(QUANT_METHOD)
+class NupesConfig(QuantizationConfigMixin):
+    """`quantization_config` of a native artifact; see `nupes_core/formats/README.md`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.pop("quant_method", None)
+        self.quant_method = QUANT_METHOD
+        self.version: int = kwargs.pop("version", ARTIFACT_VERSION)
+        self.formats: list[dict[str, Any]] = kwargs.pop("formats", [])
+        self.tensors: dict[str, dict[str, Any]] = kwargs.pop("tensors", {})
+        self.modules_to_not_convert: list[str] = kwargs.pop("modules_to_not_convert", [])
+        for key, value in kwargs.items():
+            setattr(self, key, value)
+
+    def stored_weights(self) -> dict[str, StoredWeight]:
+        """Return the quantized tensors by checkpoint name."""
+        return stored_weights(self.to_dict())
+
+    def only(self, names: Mapping[str, str]) -> NupesConfig:
+        """Return a copy with some tensors alone, renamed: checkpoint name -> name in the model."""
+        kept = copy.deepcopy(self)
+        kept.tensors = {names[name]: entry for name, entry in self.tensors.items() if name in names}
+        decoded = [name.removesuffix(".weight") for name in self.tensors if name not in names]
+        kept.modules_to_not_convert = sorted({*self.modules_to_not_convert, *decoded})
+        return kept
+
+
+@register_quantizer(QUANT_METHOD)
+class NupesHfQuantizer(HfQuantizer):
+    """Prepares a model on the meta device for the tensors of a native artifact."""
+
+    requires_calibration = True
+    quantization_config: NupesConfig
+
+    def __init__(self, quantization_config: NupesConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.decoded: dict[str, StoredWeight] = {}
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        stored = self.quantization_config.stored_weights()
+        settled = _settled_names(model, stored)
+        kept = {name: target for name in settled if (target := _replaceable(model, stored[name]))}
+        for name, target in kept.items():
+            _replace(model, target, stored[name])
+        self.decoded = {name: entry for name, entry in stored.items() if name not in kept}
+        # What is saved again is what the model holds: decoded tensors are float from now on.
+        self.quantization_config = self.quantization_config.only(kept)
+        return model
+
+    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        return dequantize_modules(model, dtype)
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        """Quantized modules save their own buffers."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Codes have no gradient."""
+        return False
+
+    def checkpoint(self, files: Iterable[str]) -> dict[str, Any]:
+        """Return name -> lazily read tensor of all shards, with the tensors in `decoded` in their float form."""
+        stored: dict[str, Any] = {}
+        for file in files:
+            pointer = safe_open(file, framework="pt", device="cpu")
+            stored.update({name: pointer.get_slice(name) for name in pointer.keys()})  # noqa: SIM118 - no mapping
+        for name, entry in self.decoded.items():
+            parts = {f"{name}_{suffix}": stored.pop(f"{name}_{suffix}") for suffix in entry.parts}
+            stored[name] = DecodedTensor(entry, parts)
+        return stored
+
+
+class DecodedTensor:
+    """Stands where transformers expects a slice of a file, and decodes a quantized tensor when it is read."""
+
+    def __init__(self, entry: StoredWeight, parts: Mapping[str, Any]) -> None:
+        self._entry, self._parts = entry, parts
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return decode_stored(self._entry, lambda name: self._parts[name][...])[index]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the decoded tensor."""
+        return TORCH_DTYPES[self._entry.dtype]
+
+    def get_dtype(self) -> str:
+        """Return the safetensors name of the dtype."""
+        return self._entry.dtype
+
+    def get_shape(self) -> list[int]:
+        """Return the shape of the decoded tensor."""
+        return list(self._entry.shape)
+
+
+def _replaceable(model: Any, entry: StoredWeight) -> str | None:
+    """Return the model's name of a tensor that a quantized module can hold as it is stored, else None."""
+    if entry.slices is not None:
+        return None
+    for name in _spellings(model, entry.name):
+        module = _linear(model, name)
+        quantized = REPLACEMENTS.get(type(module))
+        transposed = quantized is QuantizedConv1D
+        if quantized is not None and transposed == entry.transposed and module.weight.shape == entry.shape:
+            return name
+    return None
+
+
+def _spellings(model: Any, name: str) -> tuple[str, ...]:
+    """Return the names a checkpoint tensor may have: transformers adds or strips the base model's prefix."""
+    prefix = f"{model.base_model_prefix}."
+    return (name, name.removeprefix(prefix), prefix + name)
+
+
+def _linear(model: Any, name: str) -> Any:
+    module, _, leaf = name.rpartition(".")
+    try:
+        return model.get_submodule(module) if leaf == "weight" else None
+    except AttributeError:
+        return None
+
+
+def _settled_names(model: Any, names: Iterable[str]) -> list[str]:
+    """Return the checkpoint tensors that transformers neither renames nor transforms nor ties while loading."""
+    transforms = get_model_conversion_mapping(model)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    shared = {*tied.keys(), *tied.values()}
+    return [
+        name
+        for name in names
+        if name not in shared and all(each.rename_source_key(name) == (name, None) for each in transforms)
+    ]
+
+
+def _replace(model: Any, name: str, entry: StoredWeight) -> None:
+    module_name = name.removesuffix(".weight")
+    module: nn.Module = model.get_submodule(module_name)
+    quantized: QuantizedLayer = REPLACEMENTS[type(module)].replacing(module, entry.format, TORCH_DTYPES[entry.dtype])
+    model.set_submodule(module_name, quantized)
+
+
+def _decoding(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the step in which `from_pretrained` reads the shards: our quantizer reads them itself.
+
+    transformers has no public way to hand a converter decoded tensors whose formats differ; this seam has had the same
+    first four arguments from 5.3 to 5.23.
+    """
+
+    @functools.wraps(original)
+    def load(model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, *args: Any, **kwargs: Any) -> Any:
+        quantizer = getattr(load_config, "hf_quantizer", None)
+        if isinstance(quantizer, NupesHfQuantizer) and quantizer.decoded and state_dict is None:
+            state_dict = quantizer.checkpoint(checkpoint_files)
+        return original(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+
+    return load
+
+
+PreTrainedModel._load_pretrained_model = staticmethod(_decoding(PreTrainedModel._load_pretrained_model))

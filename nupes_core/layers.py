@@ -1,0 +1,225 @@
+"""Modules that hold a quantized weight and decode it when they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from nupes_core.artifact import StoredWeight
+from nupes_core.errors import UnsafeFileError
+from nupes_core.storage import WeightFormat, tensor_specs
+from nupes_core.weight import QuantizedWeight
+
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    "U8": torch.uint8,
+    "I16": torch.int16,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+}
+SAFETENSORS_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+class QuantizedLayer(nn.Module):
+    """Base of the modules below: a bias, and the stored parts of a weight matrix as buffers `weight_<suffix>`.
+
+    The decoded weight is not kept: memory stays that of the codes, each call pays for decoding.
+
+    Args:
+        format: of the matrix [rows = outputs, cols = inputs].
+        dtype: dtype that the weight had; it is decoded to that, then cast to the dtype of the input.
+        bias: [rows] or None.
+        device: of the buffers, e.g. `meta` before a checkpoint is loaded.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        format: WeightFormat,  # noqa: A002 - the name that entry, manifest and weight use
+        dtype: torch.dtype,
+        bias: nn.Parameter | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.format, self.weight_dtype = format, dtype
+        for suffix, (shape, stored) in tensor_specs(format).items():
+            self.register_buffer(f"weight_{suffix}", torch.empty(shape, dtype=TORCH_DTYPES[stored], device=device))
+        self.register_parameter("bias", bias)
+
+    @property
+    def quantized(self) -> QuantizedWeight:
+        """The weight in its stored form."""
+        tensors = {suffix: getattr(self, f"weight_{suffix}") for suffix in tensor_specs(self.format)}
+        return QuantizedWeight(self.format, tensors)
+
+    @quantized.setter
+    def quantized(self, weight: QuantizedWeight) -> None:
+        for suffix, tensor in weight.tensors.items():
+            setattr(self, f"weight_{suffix}", tensor)
+
+    def matrix(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Decode the weight [rows, cols]."""
+        return self.quantized.dequantize(self.weight_dtype).to(dtype or self.weight_dtype)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The decoded weight in the shape that the float module has, for code that looks at it."""
+        return self.matrix()
+
+    def to_float(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """Return the float module with the decoded weight, in `dtype` or that of the weight."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Describe the format."""
+        fmt = self.format
+        return f"in={fmt.cols}, out={fmt.rows}, bits={fmt.bits}, group_size={fmt.group_size}, layout={fmt.layout}"
+
+
+class QuantizedLinear(QuantizedLayer):
+    """`nn.Linear` with a quantized weight."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [..., cols] to [..., rows]."""
+        return functional.linear(x, self.matrix(x.dtype), self.bias)
+
+    @classmethod
+    def replacing(cls, module: nn.Linear, format: WeightFormat, dtype: torch.dtype) -> QuantizedLinear:  # noqa: A002
+        """Return an empty layer to be filled, with the bias and device of `module`."""
+        return cls(format, dtype, module.bias, module.weight.device)
+
+    def to_float(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """Return an `nn.Linear`."""
+        with torch.device("meta"):
+            linear = nn.Linear(self.format.cols, self.format.rows, bias=False)
+        linear.weight = nn.Parameter(self.matrix(dtype), requires_grad=False)
+        linear.bias = self.bias
+        return linear
+
+
+class QuantizedConv1D(QuantizedLayer):
+    """GPT-2's `Conv1D`, a linear layer that stores [in, out], with a quantized weight (of the transpose)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.nx, self.nf = self.format.cols, self.format.rows
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The decoded weight [in, out]."""
+        return self.matrix().T
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [..., cols] to [..., rows]."""
+        return functional.linear(x, self.matrix(x.dtype), self.bias)
+
+    @classmethod
+    def replacing(cls, module: Conv1D, format: WeightFormat, dtype: torch.dtype) -> QuantizedConv1D:  # noqa: A002
+        """Return an empty layer to be filled, with the bias and device of `module`."""
+        return cls(format, dtype, module.bias, module.weight.device)
+
+    def to_float(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """Return a `Conv1D`."""
+        with torch.device("meta"):
+            conv = Conv1D(self.nf, self.nx)
+        conv.weight = nn.Parameter(self.matrix(dtype).T.contiguous(), requires_grad=False)
+        conv.bias = self.bias
+        return conv
+
+
+class QuantizedConv2d(QuantizedLayer):
+    """`nn.Conv2d` whose kernel is quantized as rows [out, in/groups · height · width].
+
+    Args:
+        geometry: arguments of `nn.Conv2d` but bias, device and dtype.
+    """
+
+    def __init__(self, geometry: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.geometry = dict(geometry)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [n, in, height, width] to [n, out, …]."""
+        return self.to_float(x.dtype)(x)  # type: ignore[no-any-return]
+
+    @classmethod
+    def replacing(cls, module: nn.Conv2d, format: WeightFormat, dtype: torch.dtype) -> QuantizedConv2d:  # noqa: A002
+        """Return an empty layer to be filled, with geometry, bias and device of `module`."""
+        names = (
+            "in_channels",
+            "out_channels",
+            "kernel_size",
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "padding_mode",
+        )
+        geometry = {name: getattr(module, name) for name in names}
+        return cls(geometry, format, dtype, module.bias, module.weight.device)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The decoded kernel [out, in/groups, height, width]."""
+        return self._kernel(self.weight_dtype)
+
+    def to_float(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """Return an `nn.Conv2d`."""
+        with torch.device("meta"):
+            conv = nn.Conv2d(**self.geometry, bias=False)
+        conv.weight = nn.Parameter(self._kernel(dtype), requires_grad=False)
+        conv.bias = self.bias
+        return conv
+
+    def _kernel(self, dtype: torch.dtype | None) -> torch.Tensor:
+        return self.matrix(dtype).view(self.format.rows, -1, *self.geometry["kernel_size"])
+
+
+REPLACEMENTS: dict[type[nn.Module], type[Any]] = {
+    nn.Linear: QuantizedLinear,
+    Conv1D: QuantizedConv1D,
+    nn.Conv2d: QuantizedConv2d,
+}
+"""Float module -> quantized module. By exact type: a subclass may compute something else with its weight."""
+
+
+def dequantize_modules(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Put float modules with the decoded weights in the place of all quantized ones; return the model."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantizedLayer):
+            model.set_submodule(name, module.to_float(dtype))
+    return model
+
+
+def decode_stored(entry: StoredWeight, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
+    """Decode one checkpoint tensor to its own shape and dtype.
+
+    Args:
+        entry: what is stored.
+        read: returns a stored tensor by its name.
+
+    Raises:
+        UnsafeFileError: a stored part has another shape or dtype than the entry says.
+    """
+    tensors = {suffix: _part(entry, suffix, read(f"{entry.name}_{suffix}")) for suffix in entry.parts}
+    dtype = TORCH_DTYPES[entry.dtype]
+    if entry.slices is None:
+        out = QuantizedWeight(entry.format, tensors).dequantize(dtype)
+    else:
+        each = [{suffix: part[index] for suffix, part in tensors.items()} for index in range(entry.slices)]
+        out = torch.stack([QuantizedWeight(entry.format, parts).dequantize(dtype) for parts in each])
+    return out.transpose(-2, -1).contiguous() if entry.transposed else out
+
+
+def _part(entry: StoredWeight, suffix: str, tensor: torch.Tensor) -> torch.Tensor:
+    shape, dtype = entry.parts[suffix]
+    if tuple(tensor.shape) != shape or tensor.dtype != TORCH_DTYPES[dtype]:
+        found = f"{tuple(tensor.shape)} {tensor.dtype}"
+        raise UnsafeFileError(f"{entry.name}_{suffix} is {found}; its entry says {shape} {dtype}")
+    return tensor

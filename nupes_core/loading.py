@@ -1,0 +1,116 @@
+"""Load a model folder — native artifact, dense or float — from its files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nupes_core.artifact import is_native
+from nupes_core.errors import LoadCheckError, UnsafeFileError, UnsupportedArchitectureError
+from nupes_core.modelfolder import ModelFolder, open_folder
+
+_FOREIGN_FILES = ("adapter_config.json",)
+"""Files that would make transformers load something else than the folder."""
+
+
+def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Any:
+    """Load a model for inference. No network, no code from the folder.
+
+    Args:
+        path: folder with `config.json` and safetensors.
+        dtype: of the weights that are not quantized and of the computation; None takes the checkpoint's.
+        device: where to put it; None leaves it on the CPU.
+
+    Returns:
+        transformers' `PreTrainedModel` in eval mode. Quantized linear layers stay quantized in memory; other quantized
+        tensors (fused experts, embeddings) are decoded while loading.
+
+    Raises:
+        UnsafeFileError: the folder holds code, pickles or broken files.
+        UnsupportedArchitectureError: transformers does not know the model, or not this kind of weights.
+        LoadCheckError: the folder lacks weights, or holds some that do not fit its configuration.
+    """
+    folder = open_folder(path)
+    _refuse_foreign(folder)
+    if is_native(folder.config):
+        import nupes_core.integrations.transformers  # noqa: F401 - registers the method
+    model_class = resolve_model_class(folder.config)
+    model = _from_folder(model_class, folder, dtype)
+    return model if device is None else model.to(device)
+
+
+def resolve_model_class(config: Mapping[str, Any]) -> Any:
+    """Return the transformers class that builds a model from this `config.json`.
+
+    Raises:
+        UnsupportedArchitectureError: transformers has no such `model_type`.
+    """
+    import transformers
+
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
+        raise UnsupportedArchitectureError(
+            f"transformers {transformers.__version__} does not know the model_type {model_type!r}",
+            hint="It can still be quantized data-free; leave evaluation and load check out.",
+        )
+    config_class = transformers.CONFIG_MAPPING[model_type]
+    for mapping in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING):
+        architecture = _named_architecture(config)
+        if architecture is not None and issubclass(architecture.config_class or object, config_class):
+            return architecture
+        if config_class in mapping:
+            found = mapping[config_class]
+            return found[0] if isinstance(found, tuple) else found
+    raise UnsupportedArchitectureError(f"transformers has no model class for the model_type {model_type!r}")
+
+
+def _named_architecture(config: Mapping[str, Any]) -> Any:
+    """Return the class that `architectures` names, if it is one of transformers' models."""
+    import transformers
+
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    if not isinstance(name, str) or not name.isidentifier():
+        return None
+    found = getattr(transformers, name, None)
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    return found if is_model else None
+
+
+def _refuse_foreign(folder: ModelFolder) -> None:
+    for name in _FOREIGN_FILES:
+        if (folder.path / name).exists():
+            raise UnsafeFileError(
+                f"the folder holds {name}, which points to another model", hint="Merge the adapter first."
+            )
+
+
+def _from_folder(model_class: Any, folder: ModelFolder, dtype: torch.dtype | None) -> Any:
+    method = (folder.config.get("quantization_config") or {}).get("quant_method", "nupes")
+    if method != "nupes":
+        raise UnsupportedArchitectureError(f"the model is quantized by {method!r}", hint="Give the original weights.")
+    config = model_class.config_class.from_dict(dict(folder.config))
+    try:
+        model, info = model_class.from_pretrained(
+            folder.path,
+            config=config,
+            dtype="auto" if dtype is None else dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise LoadCheckError(f"transformers cannot load {folder.path.name}: {error}") from error
+    _check_complete(folder, info)
+    return model.eval()
+
+
+def _check_complete(folder: ModelFolder, info: Mapping[str, Any]) -> None:
+    for kind in ("missing_keys", "mismatched_keys", "conversion_errors", "error_msgs"):
+        if info.get(kind):
+            first = min(map(str, info[kind]))
+            raise LoadCheckError(f"{folder.path.name}: {len(info[kind])} {kind.replace('_', ' ')}, such as {first}")
