@@ -6,7 +6,7 @@ Sessions are synchronous: FastAPI runs endpoints in its thread pool and the work
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
 BUSY_TIMEOUT_MS = 30_000
+_AFTER_COMMIT = "after_commit"
 
 
 class Database:
@@ -36,14 +37,26 @@ class Database:
         """A transaction that writes: commits on leaving, rolls back on an exception.
 
         On SQLite it begins IMMEDIATE, so it waits for the write lock at the start (up to 30 s) and can not fail
-        half-way because another writer was faster.
+        half-way because another writer was faster. What `after_commit` noted runs last.
         """
-        with Session(self._writers, expire_on_commit=False) as session, session.begin():
-            yield session
+        with Session(self._writers, expire_on_commit=False) as session:
+            with session.begin():
+                yield session
+            for act in session.info.pop(_AFTER_COMMIT, ()):
+                act()
 
     def dispose(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+
+def after_commit(session: Session, act: Callable[[], None]) -> None:
+    """Run `act` once the transaction of a `Database.write` session is committed; never if it is rolled back.
+
+    For what others may see only when the rows are there, such as a wake-up. The commit stands whatever `act` does, so
+    it must handle its own errors.
+    """
+    session.info.setdefault(_AFTER_COMMIT, []).append(act)
 
 
 def create_database_engine(url: str) -> Engine:

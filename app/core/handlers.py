@@ -1,0 +1,125 @@
+"""From every exception that can leave an endpoint to a problem: ours, the framework's, the database's, the core's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.core.problems import (
+    DiskFullProblem,
+    ProblemError,
+    UnavailableError,
+    ValidationProblem,
+    problem_response,
+)
+from app.storage.errors import BlobNotFoundError, DiskFullError, StorageError
+from nupes_client.schemas.problems import FieldError
+from nupes_core.errors import NupesError
+
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+_VALUE_ERROR = "Value error, "
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer every exception in `PROBLEMS` with a problem."""
+    for kind, convert in PROBLEMS.items():
+        app.add_exception_handler(kind, _handler(convert))
+
+
+def _handler(convert: Callable[[Any], ProblemError]) -> Callable[[Request, Exception], Any]:
+    async def handle(request: Request, exception: Exception) -> Response:
+        return problem_response(request, convert(exception))
+
+    return handle
+
+
+def internal_error() -> ProblemError:
+    """The answer to an exception nobody expected; what happened stands in the log under the request id."""
+    return ProblemError(
+        500,
+        "internal",
+        "Internal error",
+        "something went wrong inside the service",
+        hint="Report the request_id; the log of the service has the details.",
+        retryable=True,
+    )
+
+
+def _from_http(exception: HTTPException) -> ProblemError:
+    status = exception.status_code
+    title = HTTPStatus(status).phrase
+    code = _CODES.get(status, title.lower().replace(" ", "_").replace("-", "_"))
+    return ProblemError(status, code, title, str(exception.detail), headers=exception.headers)
+
+
+def _from_validation(exception: RequestValidationError) -> ProblemError:
+    errors = [_field_error(error, exception.body) for error in exception.errors()]
+    first = errors[0]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    detail = f"{first.pointer or 'the body'}: {first.message}{more}"
+    return ValidationProblem(detail, errors=errors, hint="Correct the fields listed in `errors`.")
+
+
+def _field_error(error: dict[str, Any], body: Any) -> FieldError:
+    message = str(error["msg"]).removeprefix(_VALUE_ERROR)
+    return FieldError(pointer=_pointer(error, body), code=error["type"], message=message)
+
+
+def _pointer(error: dict[str, Any], body: Any) -> str:
+    """JSON pointer into the body; `/query/limit` and the like for what is not in the body."""
+    place, *parts = error["loc"]
+    if place != "body":
+        return _join(error["loc"])
+    if error["type"] == "json_invalid":
+        return ""
+    return _join(_real_parts(parts, body, missing=error["type"] == "missing"))
+
+
+def _real_parts(parts: Sequence[Any], value: Any, *, missing: bool) -> list[Any]:
+    """Leave out the parts that pydantic adds for the member of a union it took: they are not in the body."""
+    kept = []
+    for index, part in enumerate(parts):
+        inside = (isinstance(value, dict) and part in value) or (
+            isinstance(value, list) and isinstance(part, int) and part < len(value)
+        )
+        if inside:
+            value = value[part]
+        if inside or (missing and index == len(parts) - 1):
+            kept.append(part)
+    return kept
+
+
+def _join(parts: Sequence[Any]) -> str:
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def _from_core(exception: NupesError) -> ProblemError:
+    return ValidationProblem(exception.message, code=exception.code, hint=exception.hint)
+
+
+def _from_missing_blob(exception: BlobNotFoundError) -> ProblemError:
+    return ProblemError(410, "content_gone", "Gone", str(exception), hint="The bytes were deleted; send them again.")
+
+
+PROBLEMS: dict[type[Exception], Callable[[Any], ProblemError]] = {
+    ProblemError: lambda exception: exception,
+    HTTPException: _from_http,
+    RequestValidationError: _from_validation,
+    NupesError: _from_core,
+    DiskFullError: lambda exception: DiskFullProblem(str(exception)),
+    BlobNotFoundError: _from_missing_blob,
+    StorageError: lambda exception: UnavailableError("storage_unavailable", str(exception)),
+    OperationalError: lambda _: UnavailableError("database_unavailable", "the database does not answer"),
+    PoolTimeoutError: lambda _: UnavailableError("overloaded", "all database connections are in use"),
+    # What a text column can not hold, such as a NUL character on PostgreSQL.
+    DataError: lambda _: ValidationProblem("a value can not be stored: it holds characters that are not allowed"),
+}

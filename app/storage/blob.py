@@ -1,0 +1,103 @@
+"""The one interface of the blob store. Content is named by its SHA-256, so equal files are stored once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from app.storage.spool import Spool
+
+CHUNK_BYTES = 1 << 20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Stored bytes: their checksum (64 hex digits) and size."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class StoredBlob:
+    """A blob as the store lists it."""
+
+    sha256: str
+    size: int
+    stored_at: datetime
+
+
+class BlobStore(Protocol):
+    """A place for immutable content. All methods raise `StorageError` when the store does not answer."""
+
+    def put_file(self, path: Path, *, move: bool = False, sha256: str | None = None) -> Blob:
+        """Store the content of a file.
+
+        Args:
+            path: the file.
+            move: the caller needs the file no more, so it may be taken instead of copied.
+            sha256: what the content must hash to.
+
+        Raises:
+            ChecksumMismatchError: it hashes to something else; nothing is stored.
+            DiskFullError: no room; nothing is stored.
+        """
+
+    def put_stream(self, chunks: Iterable[bytes], *, sha256: str | None = None) -> Blob:
+        """Store bytes as they come; raises as `put_file`."""
+
+    def spool(self) -> Spool:
+        """A file to write to piece by piece; hand it to `commit`, or leave its `with` block to drop it."""
+
+    def commit(self, spool: Spool) -> Blob:
+        """Store what was written to a spool."""
+
+    def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Return the bytes from `start` to before `end` in chunks.
+
+        Raises:
+            BlobNotFoundError: not stored. Raised by the call itself, not by the first chunk.
+        """
+
+    def fetch_to(self, sha256: str, path: Path) -> None:
+        """Put the content at `path`, as a hard link where possible: do not write to it.
+
+        Raises:
+            BlobNotFoundError: not stored.
+            ChecksumMismatchError: the store handed out other bytes; nothing is left at `path`.
+            DiskFullError: no room; nothing is left at `path`.
+        """
+
+    def exists(self, sha256: str) -> bool:
+        """Whether the content is stored."""
+
+    def size(self, sha256: str) -> int:
+        """Bytes of the content; raises `BlobNotFoundError`."""
+
+    def delete(self, sha256: str) -> None:
+        """Forget the content; nothing happens when it is not there."""
+
+    def list(self) -> Iterator[StoredBlob]:
+        """All blobs, in no order."""
+
+    def free_bytes(self) -> int:
+        """Room on the disk that incoming bytes go through."""
+
+    def check(self) -> None:
+        """Raise `StorageError` when the store can not be used."""
+
+
+def checked_sha256(sha256: str) -> str:
+    """Return `sha256` if it is one: it becomes part of a path.
+
+    Raises:
+        ValueError: it is not 64 lower-case hex digits.
+    """
+    if not _SHA256.fullmatch(sha256):
+        raise ValueError(f"{sha256!r} is no SHA-256 in lower-case hex")
+    return sha256

@@ -1,0 +1,164 @@
+"""Blobs in a bucket of S3 or anything that speaks its protocol. Credentials come from the usual AWS places."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+from boto3.exceptions import Boto3Error
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from app.storage.blob import CHUNK_BYTES, Blob, StoredBlob, checked_sha256
+from app.storage.errors import BlobNotFoundError, ChecksumMismatchError, StorageError
+from app.storage.spool import Spool, full_disk_is_typed
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+_MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+
+
+class S3Store:
+    """A bucket. Bytes pass through a local spool, as their name is known only when all are hashed. See `BlobStore`."""
+
+    def __init__(self, bucket: str, prefix: str, endpoint_url: str | None, spool_dir: Path) -> None:
+        self.bucket = bucket
+        self.prefix = f"{prefix}/" if prefix else ""
+        self._spool_dir = spool_dir
+        spool_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config = Config(
+            connect_timeout=5,
+            read_timeout=60,
+            retries={"max_attempts": 4, "mode": "standard"},
+            s3={"addressing_style": "path" if endpoint_url else "auto"},
+        )
+        self._client: S3Client = boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
+
+    def put_file(self, path: Path, *, move: bool = False, sha256: str | None = None) -> Blob:
+        """See `BlobStore`."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 is not None and digest != sha256:
+            raise ChecksumMismatchError(sha256, digest)
+        self._upload(path, digest)
+        size = path.stat().st_size
+        if move:
+            path.unlink()
+        return Blob(digest, size)
+
+    def put_stream(self, chunks: Iterable[bytes], *, sha256: str | None = None) -> Blob:
+        """See `BlobStore`."""
+        with self.spool() as spool:
+            for chunk in chunks:
+                spool.write(chunk)
+            if sha256 is not None and spool.sha256 != sha256:
+                raise ChecksumMismatchError(sha256, spool.sha256)
+            return self.commit(spool)
+
+    def spool(self) -> Spool:
+        """See `BlobStore`."""
+        return Spool(self._spool_dir)
+
+    def commit(self, spool: Spool) -> Blob:
+        """See `BlobStore`."""
+        spool.finish()
+        self._upload(spool.path, spool.sha256)
+        return Blob(spool.sha256, spool.size)
+
+    def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """See `BlobStore`."""
+        if end is not None and end <= start:
+            self.size(sha256)  # S3 knows no empty range; a missing blob is still an error
+            return iter(())
+        last = "" if end is None else str(end - 1)
+        with self._typed(sha256):
+            answer = self._client.get_object(Bucket=self.bucket, Key=self._key(sha256), Range=f"bytes={start}-{last}")
+        return self._chunks(sha256, answer["Body"].iter_chunks(CHUNK_BYTES))
+
+    def fetch_to(self, sha256: str, path: Path) -> None:
+        """See `BlobStore`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        actual = hashlib.sha256()
+        try:
+            with full_disk_is_typed(), path.open("xb") as target:
+                for chunk in self._whole(sha256):
+                    target.write(chunk)
+                    actual.update(chunk)
+            if actual.hexdigest() != sha256:
+                raise ChecksumMismatchError(sha256, actual.hexdigest())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def exists(self, sha256: str) -> bool:
+        """See `BlobStore`."""
+        try:
+            self.size(sha256)
+        except BlobNotFoundError:
+            return False
+        return True
+
+    def size(self, sha256: str) -> int:
+        """See `BlobStore`."""
+        with self._typed(sha256):
+            return self._client.head_object(Bucket=self.bucket, Key=self._key(sha256))["ContentLength"]
+
+    def delete(self, sha256: str) -> None:
+        """See `BlobStore`."""
+        with self._typed(sha256):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(sha256))
+
+    def list(self) -> Iterator[StoredBlob]:
+        """See `BlobStore`."""
+        with self._typed():
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=f"{self.prefix}sha256/"
+            )
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    yield StoredBlob(item["Key"].rsplit("/", 1)[1], item["Size"], item["LastModified"])
+
+    def free_bytes(self) -> int:
+        """See `BlobStore`."""
+        return shutil.disk_usage(self._spool_dir).free
+
+    def check(self) -> None:
+        """See `BlobStore`."""
+        with self._typed():
+            self._client.head_bucket(Bucket=self.bucket)
+
+    def _key(self, sha256: str) -> str:
+        return f"{self.prefix}sha256/{checked_sha256(sha256)}"
+
+    def _upload(self, path: Path, sha256: str) -> None:
+        # Sent even when it is there: that renews its date, which garbage collection goes by.
+        with self._typed(sha256):
+            self._client.upload_file(str(path), self.bucket, self._key(sha256))
+
+    def _whole(self, sha256: str) -> Iterator[bytes]:
+        with self._typed(sha256):
+            answer = self._client.get_object(Bucket=self.bucket, Key=self._key(sha256))
+        return self._chunks(sha256, answer["Body"].iter_chunks(CHUNK_BYTES))
+
+    def _chunks(self, sha256: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        with self._typed(sha256):
+            yield from chunks
+
+    @contextmanager
+    def _typed(self, sha256: str = "") -> Iterator[None]:
+        try:
+            yield
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            if sha256 and code in _MISSING:
+                raise BlobNotFoundError(sha256) from error
+            raise StorageError(f"the bucket {self.bucket!r} answers {code or error}") from error
+        except (BotoCoreError, Boto3Error) as error:
+            raise StorageError(f"the bucket {self.bucket!r} does not answer: {error}") from error
