@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 import torch
 
-from nupes_core.errors import DiskFullError, NupesError, UnsafeFileError
+from nupes_core.diskfile import disk_errors
+from nupes_core.errors import NupesError, UnsafeFileError
 from nupes_core.header import Header, TensorInfo, read_header
 
 CHUNK_BYTES = 16 << 20
 """Bytes moved at once where a tensor is copied."""
 
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_PREALLOCATION = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
 TORCH_DTYPES: dict[str, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -102,7 +102,7 @@ class ShardWriter:
         self._header = header
         self._tensors = {info.name: info for info in header.tensors}
         self._missing = {info.name: info.nbytes for info in header.tensors}
-        self._temporary = path.with_name(f".{path.name}.partial")
+        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -171,38 +171,6 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the little-endian bytes of a tensor in row-major order; no copy where it is contiguous already."""
     flat = tensor.detach().cpu().contiguous().view(-1)
     return flat.view(torch.uint8).numpy().data
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a small file: under a temporary name, flushed, then renamed.
-
-    Raises:
-        DiskFullError: no room left; nothing is left behind.
-    """
-    temporary = path.with_name(f".{path.name}.partial")
-    with disk_errors(path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's ways to say "no room" into `DiskFullError`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM or isinstance(error, DiskFullError):
-            raise
-        raise DiskFullError(
-            f"no room to write {path.name}: {os.strerror(error.errno)}",
-            hint="Free some space, or give a folder on another disk.",
-        ) from error
 
 
 def _reserve(file: IO[bytes], size: int) -> None:

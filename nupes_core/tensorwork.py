@@ -1,0 +1,86 @@
+"""The work on one checkpoint tensor: read its matrices, quantize each or take it as committed, measure the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from nupes_core.checkpoint import TORCH_DTYPES, as_tensor
+from nupes_core.errors import NumericsError
+from nupes_core.planned import Coding, PlannedTensor
+from nupes_core.quality import WeightError, weight_error
+from nupes_core.sources import Checkpoint
+from nupes_core.weight import QuantizedWeight, quantize_weight
+from nupes_core.workfolder import WorkFolder, commit_key
+
+_LEARNT = ("weight", "bias")
+_HINT = "The checkpoint is damaged or was saved after a diverged training; there is nothing to quantize."
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix:
+    """One matrix done: stored form, decoded [rows, cols] in the original dtype, and the loss between them."""
+
+    weight: QuantizedWeight
+    decoded: torch.Tensor
+    error: WeightError
+
+
+class TensorWork:
+    """Quantizes tensors of a checkpoint, one matrix at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, work: WorkFolder | None, shared_exponent: float | None) -> None:
+        self._checkpoint = checkpoint
+        self._work = work
+        self._shared_exponent = shared_exponent
+
+    def matrices(self, tensor: PlannedTensor, coding: Coding) -> Iterator[QuantizedMatrix]:
+        """Yield the matrices of a tensor in order.
+
+        Raises:
+            NumericsError: a weight is NaN or infinite; names the tensor.
+        """
+        for index in range(coding.view.count):
+            w = read_matrix(self._checkpoint, tensor.name, coding, index)
+            weight = self._quantize(tensor, w, coding)
+            decoded = weight.dequantize(w.dtype)
+            error = weight_error(w, decoded)
+            if not error.finite:
+                raise NumericsError(f"{tensor.name} decodes to values beyond the range of {tensor.dtype}", hint=_HINT)
+            yield QuantizedMatrix(weight, decoded, error)
+
+    def _quantize(self, tensor: PlannedTensor, w: torch.Tensor, coding: Coding) -> QuantizedWeight:
+        if self._work is None:
+            return self._search(tensor, w, coding)
+        key = commit_key(w, coding.weight, None, self._shared_exponent)
+        weight = self._work.load(key, coding.format)
+        if weight is None:
+            weight = self._search(tensor, w, coding)
+            self._work.store(key, weight)
+        return weight
+
+    def _search(self, tensor: PlannedTensor, w: torch.Tensor, coding: Coding) -> QuantizedWeight:
+        try:
+            return quantize_weight(w, coding.weight, shared_exponent=self._shared_exponent)
+        except NumericsError as error:
+            raise NumericsError(f"{tensor.name}: {error.message}", hint=error.hint) from error
+
+
+def read_matrix(checkpoint: Checkpoint, name: str, coding: Coding, index: int) -> torch.Tensor:
+    """Return matrix `index` of a tensor as [rows = outputs, cols = inputs], contiguous."""
+    fused = coding.view.slices is not None
+    w = checkpoint.read_rows(name, index, index + 1)[0] if fused else checkpoint.read(name)
+    return w.t().contiguous() if coding.view.transposed else w
+
+
+def check_finite(tensor: PlannedTensor, content: bytearray) -> None:
+    """Check a part of a learnt tensor that is left alone; buffers may hold infinities on purpose (attention masks).
+
+    Raises:
+        NumericsError: it holds NaN or an infinity.
+    """
+    learnt = tensor.dtype in TORCH_DTYPES and tensor.name.rpartition(".")[2] in _LEARNT
+    if learnt and not bool(as_tensor(content, tensor.dtype).isfinite().all()):
+        raise NumericsError(f"{tensor.name} holds NaN or an infinity", hint=_HINT)
