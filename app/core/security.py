@@ -1,7 +1,7 @@
 """API keys: their form, their hash, and the `Annotated` authenticators that endpoints ask for.
 
 A key is `nupes_<id>_<secret><checksum>`: `<id>` is the unique part of the row's id (26 characters), `<secret>` 32
-random characters, `<checksum>` 6 characters of CRC-32 that tell a mistyped key from an unknown one without the database.
+random characters, `<checksum>` 6 characters of CRC-32 that tell a mistyped key from an unknown one, database unasked.
 The database holds an HMAC-SHA-256 under a pepper that never leaves the service, so a stolen table opens nothing.
 """
 

@@ -1,0 +1,60 @@
+"""Bring a database to the schema of this release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Engine, event
+
+import migrations
+from app.db.session import create_database_engine
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from sqlalchemy import Connection
+
+_LOCK = 0x6E75706573  # any number, the same for all who migrate
+
+
+def upgrade(url: str, revision: str = "head") -> None:
+    """Run the migrations that are missing, all in one transaction. Safe to call from several processes at once.
+
+    Args:
+        url: a SQLAlchemy URL as in `Settings.resolved_database_url`; `postgresql://` means psycopg 3.
+        revision: where to stop.
+    """
+    from alembic import command
+
+    engine = _migration_engine(url)
+    try:
+        with engine.connect() as connection, connection.begin():
+            _wait_for_others(connection)
+            command.upgrade(alembic_config(connection), revision)
+    finally:
+        engine.dispose()
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    """The Alembic configuration: there is no ini file, so that an installed wheel migrates like a checkout."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _migration_engine(url: str) -> Engine:
+    engine = create_database_engine(url.replace("postgresql://", "postgresql+psycopg://", 1))
+    if engine.dialect.name == "sqlite":
+        # Changing a table on SQLite rebuilds it; with foreign keys on, dropping the old one would delete its children.
+        event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA foreign_keys=OFF"))
+    return engine.execution_options(nupes_write=True)
+
+
+def _wait_for_others(connection: Connection) -> None:
+    """On SQLite BEGIN IMMEDIATE has waited already."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")

@@ -1,0 +1,6 @@
+"""One lineage of schema changes, the same on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+HEAD = "0001"
+"""The newest revision: what `/readyz` expects to find in the database."""
