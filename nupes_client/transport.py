@@ -99,7 +99,7 @@ class Transport:
                     raise unreachable(self.url, error) from error
                 self._pause(attempt, None)
                 continue
-            if last or response.status_code not in (RETRIED_STATUSES if repeatable else UNPROCESSED_STATUSES):
+            if last or not _worth_repeating(response, repeatable):
                 return checked(response)
             self._pause(attempt, response)
         raise AssertionError("attempts is at least 1")
@@ -145,6 +145,12 @@ def unreachable(url: str, error: Exception) -> ServiceUnreachableError:
     )
 
 
+def _worth_repeating(response: httpx.Response, repeatable: bool) -> bool:
+    if response.status_code == httpx.codes.CONFLICT and repeatable:
+        return _problem(response).retryable  # an equal request with the same Idempotency-Key is still at work
+    return response.status_code in (RETRIED_STATUSES if repeatable else UNPROCESSED_STATUSES)
+
+
 def _problem(response: httpx.Response) -> Problem:
     try:
         return Problem.model_validate_json(response.content)
@@ -153,7 +159,7 @@ def _problem(response: httpx.Response) -> Problem:
             type="about:blank",
             title=response.reason_phrase or "error",
             status=response.status_code,
-            detail=f"{response.url} answered {response.status_code} {response.reason_phrase}, not in the service's words",
+            detail=f"{response.url} answered {response.status_code} {response.reason_phrase}, not in our words",
             instance=str(response.url),
             code=f"http_{response.status_code}",
             request_id=response.headers.get("X-Request-Id", ""),

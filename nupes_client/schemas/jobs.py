@@ -201,6 +201,14 @@ class JobCreate(JobSpec):
     timeout_s: int = Field(3600, ge=1, le=7 * 86400, description="Running time allowed, in seconds.")
 
 
+class JobPatch(Request):
+    """Body of `PATCH /v1/jobs/{id}`: what may change after a job was made. Fields left out stay as they are."""
+
+    name: str | None = Field(None, min_length=1, max_length=200)
+    labels: dict[Label, LabelValue] = Field({}, max_length=32, description="Replaces all labels.")
+    priority: int = Field(0, ge=-10, le=10)
+
+
 class ProgressInfo(Response):
     """How far the current phase is."""
 

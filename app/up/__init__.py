@@ -1,0 +1,5 @@
+"""`nupes up`: the whole service on one machine, from one data folder."""
+
+from app.up.command import up
+
+__all__ = ["up"]

@@ -1,0 +1,134 @@
+"""`nupes jobs`, `job`, `cancel`, `layers`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from nupes_client.cli import options as o
+
+
+class Status(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+def jobs(
+    status: Annotated[Status | None, typer.Option("--status", help="Only these.")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="MDL", help="Only of this model id.")] = None,
+    label: o.Labels = None,
+    limit: o.Limit = 20,
+    json: o.Json = False,
+) -> None:
+    """List jobs, newest first."""
+    from nupes_client.cli import output
+    from nupes_client.cli.wish import pairs
+    from nupes_client.client import Client
+    from nupes_client.schemas.jobs import JobStatus
+
+    with Client() as client:
+        found = list(
+            client.jobs.list(
+                status=JobStatus(status.value) if status else None,
+                model_id=model,
+                labels=pairs("--label", label or ()),
+                limit=limit,
+            )
+        )
+    if json:
+        output.print_json(found)
+        return
+    output.print_table(
+        ("job", "status", "verdict", "bits", "model", "created", "name"),
+        [
+            (
+                job.id,
+                job.status.value,
+                job.verdict,
+                job.config.weights.bits,
+                job.config.model.id,
+                f"{job.created_at:%Y-%m-%d %H:%M:%S}",
+                job.name or "",
+            )
+            for job in found
+        ],
+    )
+
+
+def job(
+    job_id: o.JobId,
+    wait: o.Wait = False,
+    timeout: o.WaitTimeout = None,
+    download: o.Download = None,
+    json: o.Json = False,
+) -> None:
+    """Show a job; with --wait follow it to its end. The exit code says how it stands."""
+    from nupes_client.cli import output
+    from nupes_client.cli.exits import ExitCode, code_of, leave
+    from nupes_client.cli.following import follow
+    from nupes_client.cli.summary import show
+    from nupes_client.client import Client
+
+    with Client() as client:
+        found = client.jobs.get(job_id)
+        if wait or download is not None:
+            follow(client, found, timeout_s=timeout, download=download, as_json=json)
+            return
+    if json:
+        output.print_json(found)
+    else:
+        phase = f", {found.phase.value}" if found.phase and not found.is_terminal else ""
+        output.note(f"{found.progress.fraction:.0%}{phase}, attempt {found.attempt} of {found.max_attempts}")
+        show(found, None)
+    if code_of(found) is not ExitCode.OK:
+        leave(code_of(found))
+
+
+def cancel(job_id: o.JobId, json: o.Json = False) -> None:
+    """Ask for a job to stop. Asking again changes nothing."""
+    from nupes_client.cli import output
+    from nupes_client.client import Client
+
+    with Client() as client:
+        found = client.jobs.cancel(job_id)
+    if json:
+        output.print_json(found)
+    else:
+        output.print_line(f"job {found.id} {found.status.value}")
+
+
+def layers(job_id: o.JobId, json: o.Json = False) -> None:
+    """Show every weight of a job's model: bits, exponent, error."""
+    from nupes_client.cli import output
+    from nupes_client.client import Client
+
+    with Client() as client:
+        found = list(client.jobs.layers(job_id))
+    if json:
+        output.print_json(found)
+        return
+    output.print_table(
+        ("layer", "shape", "bits", "group", "layout", "exponent", "SQNR dB", "left alone because"),
+        [
+            (
+                layer.name,
+                "x".join(str(length) for length in layer.shape),
+                layer.bits,
+                layer.group_size,
+                layer.layout,
+                output.number(layer.exponent),
+                output.number(layer.sqnr_db),
+                layer.skipped_reason or "",
+            )
+            for layer in found
+        ],
+        numbers=("bits", "group", "exponent", "SQNR dB"),
+    )

@@ -1,0 +1,84 @@
+"""Options and arguments that several commands share: one name, one help text."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Scope(StrEnum):
+    """How many weights share an exponent."""
+
+    GLOBAL = "global"
+    LAYER = "layer"
+    ROW = "row"
+    GROUP = "group"
+
+
+class Layout(StrEnum):
+    """Where the levels of the grid lie."""
+
+    AUTO = "auto"
+    SIGNED = "signed"
+    MIDRISE = "midrise"
+    PAPER = "paper"
+
+
+class Format(StrEnum):
+    """What is written."""
+
+    NUPES = "nupes"
+    DENSE = "dense"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job id (job_…).", show_default=False)]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder on this machine, the id of a registered model (mdl_…), or a hub id (org/name[@revision]).",
+        show_default=False,
+    ),
+]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="How many at most.")]
+
+Bits = Annotated[int, typer.Option("--bits", min=2, max=8, help="Bits per code.")]
+GroupSize = Annotated[int, typer.Option("--group-size", min=-1, help="Weights that share a scale; -1: one per row.")]
+ExponentScope = Annotated[Scope, typer.Option("--exponent-scope", help="Weights that share a searched exponent.")]
+Exponent = Annotated[float | None, typer.Option("--exponent", help="A fixed exponent instead of a search.")]
+LayoutOption = Annotated[Layout, typer.Option("--layout", help="Where the levels of the grid lie.")]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", help="Leave layers that match this regular expression alone [default: lm_head]."),
+]
+Embeddings = Annotated[bool, typer.Option("--embeddings", help="Quantize embedding tables too.")]
+Formats = Annotated[list[Format] | None, typer.Option("--format", help="What to write [default: nupes].")]
+EvalText = Annotated[
+    Path | None,
+    typer.Option("--eval-text", help="A UTF-8 text to measure perplexity on.", exists=True, dir_okay=False),
+]
+EvalContext = Annotated[int, typer.Option("--eval-context", min=8, help="Tokens per window of the evaluation.")]
+EvalTokens = Annotated[int, typer.Option("--eval-tokens", min=64, help="Tokens the evaluation looks at.")]
+NoEval = Annotated[bool, typer.Option("--no-eval", help="Measure nothing.")]
+Gates = Annotated[
+    list[str] | None,
+    typer.Option("--gate", metavar="NAME=LIMIT", help="A limit to keep, e.g. max_perplexity_increase_pct=2."),
+]
+Labels = Annotated[list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="A label of the job.")]
+Name = Annotated[str | None, typer.Option("--name", help="A name for people.")]
+Priority = Annotated[int, typer.Option("--priority", min=-10, max=10, help="Higher runs earlier.")]
+JobTimeout = Annotated[int, typer.Option("--job-timeout", min=1, help="Running time the job may take, in seconds.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+
+Wait = Annotated[bool, typer.Option("--wait", help="Stay until the job has ended; the exit code says how.")]
+WaitTimeout = Annotated[
+    float | None, typer.Option("--timeout", min=0, help="Stop waiting after this many seconds (exit code 5).")
+]
+Download = Annotated[
+    Path | None,
+    typer.Option("--download", metavar="DIR", help="Put the files into DIR/FORMAT/ (implies --wait).", file_okay=False),
+]

@@ -1,0 +1,89 @@
+"""Where words go: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+UNITS = ("B", "kB", "MB", "GB", "TB")
+NOTHING = "–"
+
+
+def stdout() -> Console:
+    """The console of results."""
+    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False, markup=False)
+
+
+def stderr() -> Console:
+    """The console of progress, hints and errors."""
+    return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False, markup=False)
+
+
+def print_json(value: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> None:
+    """Print a model, models or a dictionary as JSON, indented for people, stable for programs."""
+    sys.stdout.write(json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Iterable[str] = ()) -> None:
+    """Print a table; `numbers` names the columns that align right. Without a terminal: nothing is cut off."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    right = set(numbers)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    console = stdout()
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(table).maximum)
+    console.print(table)
+
+
+def print_line(text: str) -> None:
+    """Print a line of result."""
+    stdout().print(text)
+
+
+def note(text: str) -> None:
+    """Print a line for people."""
+    stderr().print(text)
+
+
+def complain(text: str, hint: str | None = None) -> None:
+    """Print an error and what to do about it."""
+    console = stderr()
+    console.print(Text.assemble(("error: ", "bold red"), text))
+    if hint:
+        console.print(Text.assemble(("  try: ", "bold"), hint))
+
+
+def size(count: float) -> str:
+    """Return bytes in words: `11.9 MB`."""
+    unit = 0
+    while count >= 1000 and unit < len(UNITS) - 1:
+        count /= 1000
+        unit += 1
+    return f"{count:.{1 if unit else 0}f} {UNITS[unit]}"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a figure with `digits` significant digits, a dash for None."""
+    return NOTHING if value is None else f"{value:.{digits}g}"
+
+
+def _cell(value: object) -> str:
+    return NOTHING if value is None else str(value)
+
+
+def _plain(value: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return value
+    return [item.model_dump(mode="json") for item in value]

@@ -1,0 +1,50 @@
+"""From a wish to a job on the service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nupes_client.cli import output
+from nupes_client.cli.following import follow
+from nupes_client.cli.model_argument import check_model, model_bytes, resolve_model
+from nupes_client.cli.progress import transfer
+from nupes_client.client import Client
+
+if TYPE_CHECKING:
+    from nupes_client.cli.wish import Wish
+    from nupes_client.schemas.models import Model
+
+
+def submit(
+    model: str, wish: Wish, *, wait: bool, timeout_s: float | None, download: Path | None, as_json: bool
+) -> None:
+    """Send what has to be sent, create the job, and follow it when asked to.
+
+    Raises:
+        NupesError: anything wrong on the way; the wish and the folder are checked before a byte is sent.
+        NupesExit: the job did not simply succeed.
+    """
+    wish.check()
+    check_model(model)
+    with Client() as client:
+        registered = registered_model(client, model)
+        text = client.uploads.send(wish.eval_text) if wish.eval_text else None
+        job = client.jobs.create(wish.body(registered.id, text.id if text else None))
+        if wait:
+            output.note(f"job {job.id}")
+            follow(client, job, timeout_s=timeout_s, download=download, as_json=as_json)
+        elif as_json:
+            output.print_json(job)
+        else:
+            output.print_line(job.id)
+            output.note(f"follow it: nupes job {job.id} --wait")
+
+
+def registered_model(client: Client, argument: str) -> Model:
+    """Resolve MODEL, with progress when files go out."""
+    total = model_bytes(argument)
+    if not total:
+        return resolve_model(client, argument)
+    with transfer("sent", total) as advance:
+        return resolve_model(client, argument, advance)
