@@ -64,6 +64,16 @@ class BlobStore(Protocol):
             BlobNotFoundError: not stored. Raised by the call itself, not by the first chunk.
         """
 
+    def link(self, sha256: str, disposition: str, media_type: str, seconds: int) -> str | None:
+        """A URL that serves the content to anybody for some seconds; None where the store hands out none.
+
+        Args:
+            sha256: the content; whether it is there is not checked.
+            disposition: the `Content-Disposition` to serve it with.
+            media_type: the `Content-Type` to serve it with.
+            seconds: until the link expires.
+        """
+
     def fetch_to(self, sha256: str, path: Path) -> None:
         """Put the content at `path`, as a hard link where possible: do not write to it.
 

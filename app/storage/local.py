@@ -59,6 +59,10 @@ class LocalStore:
             raise BlobNotFoundError(sha256) from None
         return _read(file, start, end)
 
+    def link(self, sha256: str, disposition: str, media_type: str, seconds: int) -> str | None:
+        """See `BlobStore`: a folder has no links."""
+        return None
+
     def fetch_to(self, sha256: str, path: Path) -> None:
         """See `BlobStore`."""
         source = self._place(sha256)

@@ -81,6 +81,14 @@ class S3Store:
             answer = self._client.get_object(Bucket=self.bucket, Key=self._key(sha256), Range=f"bytes={start}-{last}")
         return self._chunks(sha256, answer["Body"].iter_chunks(CHUNK_BYTES))
 
+    def link(self, sha256: str, disposition: str, media_type: str, seconds: int) -> str | None:
+        """See `BlobStore`: a presigned URL, signed here without asking the bucket."""
+        params = {"ResponseContentDisposition": disposition, "ResponseContentType": media_type}
+        with self._typed():
+            return self._client.generate_presigned_url(
+                "get_object", Params={"Bucket": self.bucket, "Key": self._key(sha256), **params}, ExpiresIn=seconds
+            )
+
     def fetch_to(self, sha256: str, path: Path) -> None:
         """See `BlobStore`."""
         path.parent.mkdir(parents=True, exist_ok=True)

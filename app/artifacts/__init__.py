@@ -1,0 +1,1 @@
+"""Artifacts: the files that succeeded jobs leave, and their bytes."""
