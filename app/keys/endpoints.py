@@ -1,0 +1,45 @@
+"""`/v1/keys`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response, status
+
+from app.core.deps import ReadSession, WriteSession
+from app.core.openapi import problems
+from app.core.pagination import PageParams, paginate
+from app.core.security import KeysManage
+from app.db.tables import ApiKey
+from app.keys import repository, service
+from nupes_client.schemas.base import Page
+from nupes_client.schemas.keys import Key, KeyCreate, KeyCreated
+
+router = APIRouter(prefix="/v1/keys", tags=["keys"])
+
+
+@router.post("", status_code=status.HTTP_201_CREATED)
+def create_key(
+    body: KeyCreate, who: KeysManage, session: WriteSession, request: Request, response: Response
+) -> KeyCreated:
+    """Make a key. Its secret is in this answer and nowhere else."""
+    key = service.create(session, request.app.state.pepper, who, body)
+    response.headers["Location"] = f"/v1/keys/{key.id}"
+    return key
+
+
+@router.get("")
+def list_keys(who: KeysManage, session: ReadSession, params: PageParams) -> Page[Key]:
+    """Keys of the tenant, newest first."""
+    rows, cursor = paginate(session, repository.listing(who.tenant_id), ApiKey.id, params)
+    return Page(data=[service.view(row) for row in rows], next_cursor=cursor, has_more=cursor is not None)
+
+
+@router.get("/{key_id}")
+def get_key(key_id: str, who: KeysManage, session: ReadSession) -> Key:
+    """One key, without its secret."""
+    return service.view(service.get(session, who.tenant_id, key_id))
+
+
+@router.delete("/{key_id}", status_code=status.HTTP_204_NO_CONTENT, responses=problems(409))
+def revoke_key(key_id: str, who: KeysManage, session: WriteSession) -> None:
+    """Revoke a key; it opens nothing from now on and stays in the list."""
+    service.revoke(session, who, key_id)

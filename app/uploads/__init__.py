@@ -1,0 +1,1 @@
+"""Files sent to the service, one raw body each."""

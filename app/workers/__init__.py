@@ -1,0 +1,1 @@
+"""Workers as their heartbeats show them."""
