@@ -66,11 +66,16 @@ class JobStream:
             StreamUnavailableError: the answer is no event stream.
             ApiError: the service refused.
         """
-        headers = {"Accept": "text/event-stream", "Cache-Control": "no-store", "Last-Event-ID": str(self.last)}
+        headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+        if self.last:
+            headers["Last-Event-ID"] = str(self.last)
         with self._transport.stream(self._path, headers=headers, timeout_s=silence_s) as response:
             if not response.is_success:
                 response.read()
                 checked(response)
+            if response.status_code == httpx.codes.NO_CONTENT:  # all there is was seen before
+                self.ended = True
+                return
             if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
                 raise StreamUnavailableError(f"{response.url} is not an event stream")
             for message in messages(response.iter_lines()):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1
+LEASH = Path(__file__).with_name("leash.py")
 PR_SET_CHILD_SUBREAPER = 36
 STOP_S = 10.0
 HEALTHY_S = 30.0
@@ -24,7 +24,6 @@ FIRST_DELAY_S = 0.5
 LAST_DELAY_S = 30.0
 REMEMBERED_LINES = 15
 
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _writing = threading.Lock()
 
 
@@ -60,14 +59,13 @@ class Child:
     def start(self) -> None:
         """Start the program in a process group of its own, so that Ctrl-C reaches us alone."""
         self._process = subprocess.Popen(
-            self.program.command,
+            [sys.executable, "-I", "-S", str(LEASH), str(os.getpid()), *self.program.command],
             env=dict(self.program.environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=tuple(self.program.descriptors),
             process_group=0,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509
         )
         self._started = time.monotonic()
         threading.Thread(target=self._relay, args=(self._process,), daemon=True).start()
@@ -119,8 +117,8 @@ class Family:
     def __init__(self, programs: Sequence[Program]) -> None:
         width = max(len(program.name) for program in programs)
         self.children = [Child(program, width) for program in programs]
-        if _libc is not None:
-            _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans of our children come to us
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans of our children come to us
 
     def start(self) -> None:
         """Start all."""
@@ -175,8 +173,3 @@ def _own_children() -> list[int]:
         with contextlib.suppress(OSError):
             pids.extend(int(pid) for pid in task.read_text().split())
     return pids
-
-
-def _die_with_parent() -> None:
-    if _libc is not None:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

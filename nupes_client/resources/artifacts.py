@@ -152,13 +152,13 @@ class _Transfer:
             if not response.is_success:
                 response.read()
                 checked(response)
-            if response.status_code != httpx.codes.PARTIAL_CONTENT:
-                self._start_over()
+            if not response.headers.get("Content-Range", "").startswith(f"bytes {self._done}-"):
+                self._start_over()  # all of it, or another part than the one asked for
             self._write(response)
 
     def _write(self, response: httpx.Response) -> None:
         with self._partial.open("ab") as file:
-            for chunk in response.iter_raw(CHUNK_BYTES):
+            for chunk in response.iter_raw():  # as it arrives: what a chunk size holds back is lost on a break
                 file.write(chunk)
                 self._count(chunk)
                 if self._done > self._artifact.size:
