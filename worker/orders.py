@@ -1,0 +1,72 @@
+"""From the rows of a job to the orders that its children carry out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.db.tables import Job, Model, ModelFile, Upload
+from app.plans.translate import quantization_config
+from app.settings import Settings
+from nupes_client.schemas.jobs import JobSpec
+from nupes_client.schemas.problems import JobErrorCode
+from worker.failures import JobFailedError
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What to do, JSON-ready for the children, and how long it may take."""
+
+    content: dict[str, Any]
+    formats: tuple[str, ...]
+    timeout_s: int
+
+
+def read_orders(session: Session, settings: Settings, job_id: str) -> Orders:
+    """Read job, model and text.
+
+    Raises:
+        JobFailedError: the model or the text is gone.
+    """
+    job = session.get_one(Job, job_id)
+    spec = JobSpec.model_validate(job.config)
+    model = session.get(Model, job.model_id)
+    if model is None:
+        raise JobFailedError(JobErrorCode.MODEL_NOT_FOUND, f"model {job.model_id} was deleted")
+    content = {
+        "source": model.source,
+        "files": _files(session, model.id),
+        "text_sha256": _text(session, job.tenant_id, spec),
+        "config": quantization_config(spec).to_dict(),
+        "formats": list(spec.formats),
+        "evaluation": spec.evaluation.model_dump(mode="json") if spec.evaluation else None,
+        "origin": {**model.source, "model_id": model.id, "name": model.name, "license": model.license},
+        "seed": spec.seed,
+        "min_free_disk_bytes": settings.min_free_disk_bytes,
+    }
+    return Orders(content, tuple(spec.formats), job.timeout_s)
+
+
+def threads(settings: Settings) -> int:
+    """CPU threads of a runner."""
+    return settings.threads or len(os.sched_getaffinity(0))
+
+
+def _files(session: Session, model_id: str) -> list[dict[str, Any]]:
+    rows = session.scalars(select(ModelFile).where(ModelFile.model_id == model_id).order_by(ModelFile.path))
+    return [{"path": row.path, "size": row.size, "sha256": row.sha256} for row in rows]
+
+
+def _text(session: Session, tenant_id: str, spec: JobSpec) -> str | None:
+    if spec.evaluation is None or spec.evaluation.text is None:
+        return None
+    upload = session.get(Upload, spec.evaluation.text.upload_id)
+    if upload is None or upload.tenant_id != tenant_id or upload.sha256 is None:
+        raise JobFailedError(
+            JobErrorCode.EVAL_FAILED, f"the text {spec.evaluation.text.upload_id} is not there", hint="Upload it again."
+        )
+    return upload.sha256

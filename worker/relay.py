@@ -1,0 +1,110 @@
+"""From the events of a child to the database, with the fence on every write."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from app.db.session import Database
+from app.db.tables import Job
+from app.jobs.outcomes import PublishedFile, enter_phase, report_progress
+from app.jobs.transitions import Fence, StaleFenceError, record
+from nupes_client.schemas.jobs import JobPhase, JobResult, Layer, ProgressInfo
+from worker.failures import JobFailedError, failure
+from worker.phases import overall_fraction
+
+logger = logging.getLogger(__name__)
+
+MIN_INTERVAL_S = 0.25
+EVENTS_PER_AGE = 200
+"""Progress is written at most every `age / 200` seconds: a few hundred events for a minute and for a day."""
+
+MAX_INTERVAL_S = 10.0
+MIN_ETA_FRACTION = 0.02
+MAX_MESSAGE = 2000
+
+Write = Callable[[Session, Job], None]
+
+
+class Relay:
+    """Takes the events of all children of a job. What a child sends is data: wrong shapes raise, and fail the job."""
+
+    def __init__(self, database: Database, job_id: str, fence: Fence) -> None:
+        self._database = database
+        self._job_id = job_id
+        self._fence = fence
+        self._started = time.monotonic()
+        self._written = 0.0
+        self.phase = JobPhase.FETCHING
+        self.layers: list[Layer] = []
+        self.files: list[PublishedFile] = []
+        self.result: JobResult | None = None
+        self.failure: JobFailedError | None = None
+        self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
+            "phase": self._on_phase,
+            "progress": self._on_progress,
+            "log": self._on_log,
+            "layer": lambda data: self.layers.append(Layer.model_validate(data)),
+            "artifact": lambda data: self.files.append(PublishedFile(**data)),
+            "result": self._on_result,
+            "error": self._on_error,
+        }
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Take one event; unknown types are skipped."""
+        data = dict(event)
+        handler = self._handlers.get(data.pop("type"))
+        if handler:
+            handler(data)
+
+    def enter(self, phase: JobPhase) -> None:
+        """Say what is being done now."""
+        self.phase = phase
+        self._written = 0.0
+        self._write(lambda session, job: enter_phase(session, job, self._fence, phase))
+
+    def _on_phase(self, data: dict[str, Any]) -> None:
+        self.enter(JobPhase(data["phase"]))
+
+    def _on_progress(self, data: dict[str, Any]) -> None:
+        current, total = int(data["current"]), int(data["total"])
+        age = time.monotonic() - self._started
+        interval = min(max(MIN_INTERVAL_S, age / EVENTS_PER_AGE), MAX_INTERVAL_S)
+        if time.monotonic() - self._written < interval and current < total:
+            return
+        self._written = time.monotonic()
+        fraction = overall_fraction(JobPhase(data["phase"]), current, total)
+        eta = age * (1 - fraction) / fraction if fraction > MIN_ETA_FRACTION else None
+        progress = ProgressInfo(fraction=fraction, current=current, total=total, unit=str(data["unit"])[:20])
+        self._write(lambda session, job: report_progress(session, job, self._fence, progress, eta_seconds=eta))
+
+    def _on_log(self, data: dict[str, Any]) -> None:
+        line = {"level": str(data["level"])[:10], "message": str(data["message"])[:MAX_MESSAGE]}
+        self._write(lambda session, job: record(session, job, "log", line, fence=self._fence))
+
+    def _on_result(self, data: dict[str, Any]) -> None:
+        self.result = JobResult.model_validate(data)
+
+    def _on_error(self, data: dict[str, Any]) -> None:
+        self.failure = failure(
+            str(data["code"]),
+            str(data["message"])[:MAX_MESSAGE],
+            hint=data.get("hint"),
+            retryable=bool(data.get("retryable")),
+        )
+
+    def _write(self, write: Write) -> None:
+        """Write if it can be done now. Progress is worth no waiting: the end of the job is written with care."""
+        try:
+            with self._database.write() as session:
+                if job := session.get(Job, self._job_id):
+                    write(session, job)
+        except StaleFenceError:
+            logger.info("%s: an event was not written, the job moved on", self._job_id)
+        except DBAPIError as error:
+            logger.warning("%s: an event was not written: %s", self._job_id, type(error).__name__)

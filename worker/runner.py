@@ -1,0 +1,161 @@
+"""Child that does the work: `python -m worker.runner JOB_FOLDER`. The only one that loads torch, through nupes_core.
+
+It has no network, no database and no secrets; it reads `model/`, `text.txt` and the orders, writes `pieces/` and
+`out/`, and says what happens by events.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import nupes_core
+from nupes_core.config import QuantizationConfig
+from nupes_core.errors import DiskFullError
+from nupes_core.modelfolder import open_folder
+from nupes_core.plan import Plan, plan_headers
+from nupes_core.report import Progress, Report
+from worker.childmain import run_child
+from worker.emitter import Emitter
+from worker.workfolder import JobFolder
+
+FIDELITY_TOKENS = 8192
+"""Tokens sampled from the float model where the user gave no text."""
+
+_RELABELLED: Mapping[str, str] = {"validating": "planning", "quantizing": "quantizing"}
+"""Phases of `nupes_core.quantize` as the job shows them; hashing what was written is part of the quantization."""
+
+
+def run(folder: JobFolder, emitter: Emitter) -> None:
+    """Quantize, evaluate, package."""
+    orders = folder.read_orders()
+    config = QuantizationConfig.from_dict(orders["config"])
+    emitter.phase("validating")
+    model = open_folder(folder.model)
+    emitter.phase("planning")
+    plan = plan_headers(model.headers, model.config, config, formats=orders["formats"])
+    _check_disk(folder, plan, orders["min_free_disk_bytes"])
+    report = _quantize(folder, orders, config, emitter)
+    metrics = _evaluate(folder, orders, emitter) if orders["evaluation"] else None
+    if metrics:
+        _remember_outputs(folder, orders)
+    _package(folder, orders, metrics, emitter)
+    for layer in report.layers:
+        emitter.send("layer", **asdict(layer))
+    emitter.send("result", **_result(report, metrics))
+
+
+def _check_disk(folder: JobFolder, plan: Plan, keep_free: int) -> None:
+    """The committed tensors and the artifact are on the disk at once."""
+    needed, free = 2 * plan.artifact_bytes + keep_free, shutil.disk_usage(folder.path).free
+    if needed > free:
+        raise DiskFullError(
+            f"the job needs {needed} bytes of disk on the worker, {free} are free", hint="Free some space and retry."
+        )
+
+
+def _quantize(folder: JobFolder, orders: Mapping[str, Any], config: QuantizationConfig, emitter: Emitter) -> Report:
+    shutil.rmtree(folder.out, ignore_errors=True)  # what an earlier attempt left half-done
+    folder.outputs.unlink(missing_ok=True)
+    formats = orders["formats"]
+    emitter.phase("quantizing")
+    return nupes_core.quantize(
+        folder.model,
+        folder.out if len(formats) > 1 else folder.out / formats[0],
+        config,
+        progress=_reporter(emitter, _RELABELLED),
+        workdir=folder.pieces,
+        formats=formats,
+        source=orders["origin"],
+    )
+
+
+def _evaluate(folder: JobFolder, orders: Mapping[str, Any], emitter: Emitter) -> dict[str, Any]:
+    """Compare with the float model on the user's text, or on text that the float model writes itself."""
+    from nupes_core.evaluation import evaluate, fidelity
+
+    wish, quantized = orders["evaluation"], folder.out / orders["formats"][0]
+    report = _reporter(emitter, {"evaluating": "evaluating"})
+    emitter.phase("evaluating")
+    if folder.text.is_file():
+        measured = evaluate(
+            quantized,
+            folder.text,
+            context=wish["context"],
+            baseline=folder.model,
+            max_tokens=wish["max_tokens"],
+            progress=report,
+        )
+    else:
+        tokens = min(wish["max_tokens"], FIDELITY_TOKENS)
+        measured = fidelity(
+            quantized, folder.model, tokens=tokens, context=wish["context"], seed=orders["seed"], progress=report
+        )
+    return _metrics(measured)
+
+
+def _remember_outputs(folder: JobFolder, orders: Mapping[str, Any]) -> None:
+    """Keep some outputs of this process, for the fresh one that loads the artifact to compare with."""
+    from nupes_core.probe import probe_folder
+
+    outputs = probe_folder(folder.out / orders["formats"][0])
+    folder.outputs.write_text(json.dumps(outputs.to_dict()), encoding="utf-8")
+
+
+def _metrics(measured: nupes_core.Evaluation) -> dict[str, Any]:
+    """Return the figures in the shape of `nupes_client.schemas.jobs.MetricsPair`."""
+    return {
+        "protocol": measured.protocol,
+        "context": measured.context,
+        "text_sha256": measured.text_sha256,
+        "text_origin": "sampled" if measured.source == "sampled" else "user",
+        "baseline": {
+            "perplexity": measured.baseline_perplexity,
+            "kl": 0.0,
+            "top1_agreement": 1.0,
+            "tokens": measured.tokens,
+        },
+        "quantized": {
+            "perplexity": measured.perplexity,
+            "kl": measured.kl,
+            "top1_agreement": measured.top1_agreement,
+            "tokens": measured.tokens,
+        },
+    }
+
+
+def _package(folder: JobFolder, orders: Mapping[str, Any], metrics: Mapping[str, Any] | None, emitter: Emitter) -> None:
+    from nupes_core.manifest import finalize
+
+    emitter.phase("packaging")
+    for name in orders["formats"]:
+        finalize(folder.out / name, metrics=metrics)
+
+
+def _reporter(emitter: Emitter, phases: Mapping[str, str]) -> Callable[[Progress], None]:
+    def report(progress: Progress) -> None:
+        if phase := phases.get(progress.phase):
+            emitter.progress(phase, progress.current, progress.total, progress.unit)
+
+    return report
+
+
+def _result(report: Report, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the totals in the shape of `nupes_client.schemas.jobs.JobResult`."""
+    return {
+        "bytes_before": report.bytes_before,
+        "bytes_after": report.bytes_after,
+        "bits_per_weight": report.bits_per_weight,
+        "coverage_pct": report.coverage_pct,
+        "quantized_params": report.quantized_params,
+        "params": report.params,
+        "quantize_seconds": report.seconds,
+        "metrics": metrics,
+    }
+
+
+if __name__ == "__main__":
+    run_child(run)
