@@ -138,7 +138,8 @@ def _layer_rows(job: Job, layers: Sequence[Layer]) -> Iterable[JobLayer]:
 
 
 def _artifact_rows(job: Job, files: Sequence[PublishedFile]) -> Iterable[Artifact]:
-    for file in sorted(files, key=lambda file: (file.format, file.path)):
+    # Lists are newest first, so the last one written comes first.
+    for file in sorted(files, key=lambda file: (file.format, file.path), reverse=True):
         yield Artifact(
             tenant_id=job.tenant_id,
             job_id=job.id,

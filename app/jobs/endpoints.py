@@ -1,0 +1,210 @@
+"""`/v1/jobs`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, BackgroundTasks, Header, Query
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from app.core.conditional import check_match, not_modified
+from app.core.deps import ReadSession, WriteSession
+from app.core.openapi import problems
+from app.core.pagination import MAX_LIMIT, PageParams, paginate
+from app.core.problems import ProblemError
+from app.core.security import JobsRead, JobsWrite
+from app.db import tables
+from app.jobs import repository, service, submission
+from app.jobs.deps import Filter, SubmissionContext, Watcher
+from app.jobs.layers import layers_csv
+from app.jobs.prefer import preferred_wait, while_connected
+from app.jobs.repository import JobState
+from app.jobs.stream import event_stream, resume_point
+from app.jobs.views import JOBS_PATH, event_view, job_view, layer_view
+from app.queue.outbox import deliver
+from nupes_client.schemas.base import Page
+from nupes_client.schemas.jobs import Job, JobCreate, JobEvent, JobPatch, JobStatus, Layer
+
+router = APIRouter(prefix=JOBS_PATH, tags=["jobs"])
+
+POLL_AFTER_S = 2
+"""What `Retry-After` tells a client that polls."""
+
+IdempotencyKey = Annotated[str | None, Header(description="The same key and body twice make one job.")]
+Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Rows per page.")]
+Position = Annotated[int, Query(ge=0, lt=1 << 63)]
+Cursor = Annotated[int | None, Query(ge=0, lt=1 << 63, description="`next_cursor` of the page before.")]
+
+
+@router.post("", status_code=202, responses=problems(409, 507))
+def create_job(
+    body: JobCreate,
+    principal: JobsWrite,
+    context: SubmissionContext,
+    background: BackgroundTasks,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> Job:
+    """Check a wish and queue it. The answer does not wait for a worker, nor for the broker."""
+    submitted = submission.submit(context, principal.tenant_id, body, idempotency_key)
+    return _accepted(submitted, context, background, response)
+
+
+@router.post("/{job_id}/retry", status_code=202, responses=problems(409, 507))
+def retry_job(
+    job_id: str,
+    principal: JobsWrite,
+    context: SubmissionContext,
+    background: BackgroundTasks,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> Job:
+    """Queue a new job with the wish of one that has ended."""
+    submitted = submission.resubmit(context, principal.tenant_id, job_id, idempotency_key)
+    return _accepted(submitted, context, background, response)
+
+
+@router.get("")
+def list_jobs(principal: JobsRead, session: ReadSession, page: PageParams, narrow: Filter) -> Page[Job]:
+    """Jobs, newest first. `label.NAME=VALUE` narrows to jobs with that label; all filters must hold."""
+    statement = repository.listing(principal.tenant_id, narrow)
+    jobs, next_cursor = paginate(session, statement, tables.Job.id, page)
+    return Page(data=[job_view(job) for job in jobs], next_cursor=next_cursor, has_more=next_cursor is not None)
+
+
+@router.get("/{job_id}", response_model=Job, responses={304: {"description": "Not modified"}})
+async def get_job(job_id: str, request: Request, principal: JobsRead, watcher: Watcher) -> Response:
+    """One job. Its ETag is its version.
+
+    With `Prefer: wait=N` the answer comes when the version differs from `If-None-Match` or, without that header, when
+    the job has ended; after N seconds at the latest.
+    """
+    job = await watcher.read(lambda session: service.get(session, principal.tenant_id, job_id))
+    if (wait_s := preferred_wait(request)) and not JobStatus(job.status).is_terminal:
+        conditional = "if-none-match" in request.headers
+        if not conditional or not_modified(request, service.version_tag(job)):
+            known = job.version if conditional else None
+            await while_connected(request, watcher.wait(job_id, lambda state: _is_news(state, known), wait_s))
+            job = await watcher.read(lambda session: service.get(session, principal.tenant_id, job_id))
+    headers = {"ETag": service.version_tag(job), "Cache-Control": "private, no-cache", "Vary": "Authorization, Prefer"}
+    if wait_s:
+        headers["Preference-Applied"] = f"wait={wait_s}"
+    if not_modified(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(job_view(job).model_dump_json(), media_type="application/json", headers=headers)
+
+
+@router.patch("/{job_id}", responses=problems(412, 428))
+def change_job(
+    job_id: str, body: JobPatch, request: Request, response: Response, principal: JobsWrite, session: WriteSession
+) -> Job:
+    """Change name, labels or priority. `If-Match` must name the version that the client has seen."""
+    if "if-match" not in request.headers:
+        raise _precondition_required()
+    job = service.change(session, principal.tenant_id, job_id, body, lambda current: check_match(request, current))
+    response.headers["ETag"] = service.version_tag(job)
+    return job_view(job)
+
+
+@router.delete("/{job_id}", status_code=204, responses=problems(409))
+def delete_job(job_id: str, principal: JobsWrite, session: WriteSession) -> None:
+    """Delete an ended job with its events, layers and artifacts."""
+    service.remove(session, principal.tenant_id, job_id)
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job_id: str, response: Response, principal: JobsWrite, session: WriteSession) -> Job:
+    """Cancel a job; asking twice is the same as asking once, and an ended job stays as it is."""
+    job = service.cancel(session, principal.tenant_id, job_id)
+    response.headers["ETag"] = service.version_tag(job)
+    return job_view(job)
+
+
+@router.get("/{job_id}/events")
+def list_events(
+    job_id: str,
+    principal: JobsRead,
+    session: ReadSession,
+    after: Position = 0,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Page[JobEvent]:
+    """What happened to a job, oldest first, from event number `after` + 1."""
+    service.get(session, principal.tenant_id, job_id)
+    found = repository.events(session, job_id, after if cursor is None else cursor, limit + 1)
+    events = [event_view(event) for event in found[:limit]]
+    return _page(events, len(found) > limit, events[-1].seq if events else 0)
+
+
+@router.get("/{job_id}/events/stream", response_class=StreamingResponse, responses={204: {"description": "Ended"}})
+async def stream_events(
+    job_id: str,
+    principal: JobsRead,
+    watcher: Watcher,
+    after: Position = 0,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The same as `text/event-stream`, as it happens; closed after the event that ends the job."""
+    seen = resume_point(last_event_id, after)
+    job = await watcher.read(lambda session: service.get(session, principal.tenant_id, job_id))
+    return event_stream(watcher, job, seen, reconnects=bool(last_event_id))
+
+
+@router.get("/{job_id}/layers", response_model=Page[Layer])
+def list_layers(
+    job_id: str,
+    request: Request,
+    principal: JobsRead,
+    session: ReadSession,
+    limit: Limit = MAX_LIMIT,
+    cursor: Cursor = None,
+    format: Annotated[Literal["json", "csv"] | None, Query(description="Wins over `Accept`.")] = None,  # noqa: A002
+) -> Response | Page[Layer]:
+    """What was done to each weight, in checkpoint order. CSV has all rows at once."""
+    service.get(session, principal.tenant_id, job_id)
+    if (format or _accepted_format(request)) == "csv":
+        lines = layers_csv(repository.layers(session, job_id, -1, None))
+        headers = {"Content-Disposition": f'attachment; filename="{job_id}-layers.csv"', "Vary": "Accept"}
+        return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)
+    found = repository.layers(session, job_id, -1 if cursor is None else cursor, limit + 1)
+    layers = found[:limit]
+    return _page([layer_view(layer) for layer in layers], len(found) > limit, layers[-1].position if layers else 0)
+
+
+def _accepted(
+    submitted: submission.Submitted, context: SubmissionContext, background: BackgroundTasks, response: Response
+) -> Job:
+    """Answer 202; the wake-up is published behind the answer, so that a broker that is down holds nobody up."""
+    job = submitted.job
+    response.headers["Location"] = f"{JOBS_PATH}/{job.id}"
+    response.headers["Retry-After"] = str(POLL_AFTER_S)
+    response.headers["ETag"] = service.version_tag(job)
+    if submitted.replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    else:
+        background.add_task(deliver, context.database, context.settings, job.id)
+    return job_view(job)
+
+
+def _is_news(state: JobState, known: int | None) -> bool:
+    return state.status.is_terminal or (known is not None and state.version != known)
+
+
+def _accepted_format(request: Request) -> str:
+    accept = request.headers.get("accept", "")
+    return "csv" if "text/csv" in accept and "json" not in accept else "json"
+
+
+def _page(data: list[Any], has_more: bool, last: int) -> Page[Any]:
+    return Page(data=data, next_cursor=str(last) if has_more else None, has_more=has_more)
+
+
+def _precondition_required() -> ProblemError:
+    return ProblemError(
+        428,
+        "precondition_required",
+        "Precondition required",
+        "a change of a job must say in If-Match which version it changes",
+        hint="Send the ETag of the job as you read it.",
+    )

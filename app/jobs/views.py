@@ -1,0 +1,53 @@
+"""Rows to wire models."""
+
+from __future__ import annotations
+
+from app.db import tables
+from nupes_client.schemas import jobs as wire
+
+JOBS_PATH = "/v1/jobs"
+
+
+def job_view(job: tables.Job) -> wire.Job:
+    """The job as clients see it."""
+    return wire.Job.model_validate(
+        {
+            **{name: getattr(job, name) for name in _SAME},
+            "is_terminal": wire.JobStatus(job.status).is_terminal,
+            "progress": {name: getattr(job, f"progress_{name}") for name in wire.ProgressInfo.model_fields},
+            "worker": job.worker_id,
+            "links": job_links(job.id),
+        }
+    )
+
+
+def job_links(job_id: str) -> wire.JobLinks:
+    """Where to go from a job; paths on this service."""
+    base = f"{JOBS_PATH}/{job_id}"
+    return wire.JobLinks(
+        self=base,
+        events=f"{base}/events",
+        stream=f"{base}/events/stream",
+        layers=f"{base}/layers",
+        artifacts=f"{base}/artifacts",
+        cancel=f"{base}/cancel",
+    )
+
+
+def event_view(event: tables.JobEvent) -> wire.JobEvent:
+    """The event as clients see it."""
+    return wire.JobEvent(seq=event.seq, type=event.type, data=event.data, created_at=event.created_at)
+
+
+def layer_view(layer: tables.JobLayer) -> wire.Layer:
+    """The layer as clients see it."""
+    return wire.Layer.model_validate(layer.data)
+
+
+def ends_job(event: wire.JobEvent) -> bool:
+    """Whether nothing comes after this event."""
+    return event.type == "status" and wire.JobStatus(event.data["to"]).is_terminal
+
+
+_OWN = {"is_terminal", "progress", "worker", "links"}
+_SAME = [name for name in wire.Job.model_fields if name not in _OWN]

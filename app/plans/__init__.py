@@ -1,0 +1,1 @@
+"""Plans: what a job would do and cost, from stored headers alone."""

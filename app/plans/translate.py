@@ -1,0 +1,30 @@
+"""From the wire model of a job to the configuration of the core."""
+
+from __future__ import annotations
+
+from nupes_client.schemas.jobs import JobSpec
+from nupes_core.config import ExponentConfig, LayerOverride, LayerSelection, QuantizationConfig, WeightConfig
+
+
+def quantization_config(spec: JobSpec) -> QuantizationConfig:
+    """Return the core's configuration for a job.
+
+    Raises:
+        nupes_core.errors.InvalidConfigError: a combination that the wire model lets pass and the method does not.
+    """
+    weights, layers = spec.weights, spec.layers
+    return QuantizationConfig(
+        weights=WeightConfig(
+            bits=weights.bits,
+            group_size=weights.group_size,
+            exponent=ExponentConfig(**weights.exponent.model_dump()),
+            layout=weights.layout,
+        ),
+        layers=LayerSelection(
+            exclude=tuple(layers.exclude),
+            overrides=tuple(LayerOverride(**override.model_dump()) for override in layers.overrides),
+            embeddings=layers.embeddings,
+        ),
+        optimize=spec.optimize.mode,
+        seed=spec.seed,
+    )
