@@ -26,7 +26,7 @@ _RAW_BODY = {"requestBody": {"required": True, "content": {"application/octet-st
 def create_upload(
     body: UploadCreate, who: ModelsWrite, session: WriteSession, settings: Settings_, response: Response
 ) -> Upload:
-    """Announce a file; then send its bytes to `/v1/uploads/{id}/content`."""
+    """Announce a file; then send its bytes to `/v1/uploads/{id}/content`, unless the answer is `complete` already."""
     upload = service.create(session, settings, who.tenant_id, body)
     response.headers["Location"] = f"/v1/uploads/{upload.id}"
     return service.view(upload)

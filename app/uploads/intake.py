@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from app.core.problems import ProblemError, TooLargeError, ValidationProblem
 
 PIECE_BYTES = 1 << 20
-"""How much is gathered before a thread is asked to write it: a thread per network packet would cost more than the disk."""
+"""Gathered before a thread is asked to write: a thread per network packet would cost more than the disk."""
 
 
 def check_headers(headers: Headers, size: int) -> None:

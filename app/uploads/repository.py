@@ -28,6 +28,17 @@ def get_many(session: Session, tenant_id: str, upload_ids: Collection[str]) -> d
     return {upload.id: upload for upload in session.scalars(query)}
 
 
+def with_content(session: Session, tenant_id: str, sha256: str, size: int) -> Upload | None:
+    """The newest upload of the tenant that has these bytes and has not expired."""
+    query = select(Upload).where(
+        Upload.tenant_id == tenant_id,
+        Upload.sha256 == sha256,
+        Upload.size == size,
+        or_(Upload.expires_at.is_(None), Upload.expires_at > now()),
+    )
+    return session.scalars(query.order_by(Upload.id.desc()).limit(1)).one_or_none()
+
+
 def complete(session: Session, upload_id: str, sha256: str) -> bool:
     """Note that all bytes are stored; False when the upload is complete already, or gone."""
     statement = update(Upload).where(Upload.id == upload_id, Upload.sha256.is_(None)).values(sha256=sha256)

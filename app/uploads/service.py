@@ -17,19 +17,24 @@ from nupes_client.schemas.uploads import Upload, UploadCreate, UploadStatus
 
 
 def create(session: Session, settings: Settings, tenant_id: str, body: UploadCreate) -> UploadRow:
-    """Announce a file.
+    """Announce a file; one whose checksum the tenant has sent before is complete at once, under the id it has.
 
     Raises:
         TooLargeError: larger than this service takes.
     """
     if body.size > settings.max_upload_bytes:
         raise TooLargeError(f"a file of {body.size} bytes was announced; at most {settings.max_upload_bytes} are taken")
+    expires_at = now() + timedelta(seconds=settings.upload_ttl_s)
+    known = repository.with_content(session, tenant_id, body.sha256, body.size) if body.sha256 else None
+    if known is not None:
+        known.expires_at = expires_at
+        return known
     upload = UploadRow(
         tenant_id=tenant_id,
         filename=body.filename,
         size=body.size,
         declared_sha256=body.sha256,
-        expires_at=now() + timedelta(seconds=settings.upload_ttl_s),
+        expires_at=expires_at,
     )
     session.add(upload)
     session.flush()
