@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ FIRST_DELAY_S = 0.5
 LAST_DELAY_S = 30.0
 REMEMBERED_LINES = 15
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _writing = threading.Lock()
 
 
@@ -47,6 +49,7 @@ class Child:
     width: int
     deaths: int = 0
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=REMEMBERED_LINES))
+    _coloured: bool = field(default_factory=sys.stderr.isatty)
     _process: subprocess.Popen[bytes] | None = None
     _started: float = 0.0
     _restart_at: float = 0.0
@@ -102,6 +105,7 @@ class Child:
         with process.stdout as stream:
             for line in stream:
                 text = line.decode("utf-8", "replace").rstrip()
+                text = text if self._coloured else _COLOUR.sub("", text)
                 self.lines.append(text)
                 self._say(text)
 

@@ -1,18 +1,17 @@
-"""The tenant and the API key of a new data folder."""
+"""The API key of a data folder: the one clients on this machine have, or a new one."""
 
 from __future__ import annotations
 
 from sqlalchemy import select
 
-from app.core.ids import new_id
-from app.core.security import PREFIX_LENGTH, hash_secret, load_pepper, make_secret
+from app.core.security import hash_secret, load_pepper
 from app.db.session import Database
-from app.db.tables import ApiKey, Tenant
+from app.db.tables import ApiKey
+from app.keys.service import DEFAULT_TENANT, add_key, ensure_tenant
 from app.settings import Settings
 
-TENANT = "default"
 KEY_NAME = "nupes up"
-SCOPES = ["admin"]
+SCOPES = ("admin",)
 
 
 def usable(database: Database, settings: Settings, secret: str | None) -> bool:
@@ -27,22 +26,7 @@ def usable(database: Database, settings: Settings, secret: str | None) -> bool:
 
 def make_key(database: Database, settings: Settings) -> str:
     """Make an all-powerful key of the default tenant (made when missing) and return its secret."""
-    key_id = new_id("key")
-    secret = make_secret(key_id)
+    pepper = load_pepper(settings)
     with database.write() as session:
-        tenant = session.scalars(select(Tenant).where(Tenant.name == TENANT)).one_or_none()
-        if tenant is None:
-            tenant = Tenant(id=new_id("ten"), name=TENANT)
-            session.add(tenant)
-            session.flush()
-        session.add(
-            ApiKey(
-                id=key_id,
-                tenant_id=tenant.id,
-                name=KEY_NAME,
-                prefix=secret[:PREFIX_LENGTH],
-                secret_hash=hash_secret(secret, load_pepper(settings)),
-                scopes=SCOPES,
-            )
-        )
-    return secret
+        tenant = ensure_tenant(session, DEFAULT_TENANT)
+        return add_key(session, pepper, tenant.id, KEY_NAME, SCOPES)[1]

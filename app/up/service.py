@@ -92,16 +92,15 @@ class Service:
     def _programs(self, listener: socket.socket, port: int) -> list[Program]:
         environment = {
             "NUPES_LOG_JSON": "false",
-            **({} if sys.stderr.isatty() else {"NO_COLOR": "1"}),
             **os.environ,
             "NUPES_DATA_DIR": str(self._settings.data_dir),
             "NUPES_HOST": self._settings.host,
             "NUPES_PORT": str(port),
             "PYTHONUNBUFFERED": "1",
         }
-        serve = [sys.executable, "-m", "app.up.serve", str(listener.fileno())]
+        serve = [sys.executable, "-P", "-m", "app.up.serve", str(listener.fileno())]
         names = ["worker"] if self._workers == 1 else [f"worker {index + 1}" for index in range(self._workers)]
-        work = [sys.executable, "-m", "worker"]
+        work = [sys.executable, "-P", "-m", "worker"]
         return [
             Program("api", serve, environment, descriptors=[listener.fileno()]),
             *(Program(name, work, environment) for name in names),
