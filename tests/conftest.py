@@ -1,6 +1,7 @@
 """Fixtures every test package shares: databases, brokers, settings, assets.
 
-`database_url` and `broker_url` run each test that asks for them on both lanes: SQLite and PostgreSQL, folders and Redis.
+`database_url` and `broker_url` run each test that asks for them on both lanes: SQLite and PostgreSQL, folders and
+Redis.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,12 +19,13 @@ import redis
 
 LOCAL_POSTGRES = "postgresql://postgres@127.0.0.1:5432/postgres"
 LOCAL_REDIS = "redis://127.0.0.1:6379/0"
+ROLE_MAY_CREATE = "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
 
 
 @contextmanager
 def postgres_server() -> Iterator[str]:
     """Yield the URL of a PostgreSQL where databases can be created."""
-    url = os.environ.get("NUPES_TEST_DATABASE_URL") or (LOCAL_POSTGRES if _may_create_databases(LOCAL_POSTGRES) else None)
+    url = os.environ.get("NUPES_TEST_DATABASE_URL") or _usable(LOCAL_POSTGRES, _may_create_databases)
     if url:
         yield url
         return
@@ -42,7 +43,7 @@ def postgres_server() -> Iterator[str]:
 @contextmanager
 def redis_server() -> Iterator[str]:
     """Yield the URL of a Redis. Tests use key names of their own and never flush it."""
-    url = os.environ.get("NUPES_TEST_REDIS_URL") or (LOCAL_REDIS if _pings(LOCAL_REDIS) else None)
+    url = os.environ.get("NUPES_TEST_REDIS_URL") or _usable(LOCAL_REDIS, _pings)
     if url:
         yield url
         return
@@ -72,10 +73,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _usable(url: str, answers: Callable[[str], bool]) -> str | None:
+    return url if answers(url) else None
+
+
 def _may_create_databases(url: str) -> bool:
     try:
         with psycopg.connect(url, connect_timeout=2) as connection:
-            row = connection.execute("SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user").fetchone()
+            row = connection.execute(ROLE_MAY_CREATE).fetchone()
             return bool(row and row[0])
     except psycopg.Error:
         return False
