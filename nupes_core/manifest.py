@@ -167,7 +167,7 @@ def _card(manifest: dict[str, Any]) -> str:
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return (
         f"---\n{_front_matter(manifest['source'])}---\n\n# {weights['bits']}-bit NUPES\n\n"
-        f"Weights in {weights['bits']} bits, {group}, by a power exponent searched without data (NUPES, arXiv 2308.05600).\n\n"
+        f"Weights in {weights['bits']} bits, {group}, by a power exponent found without data (arXiv 2308.05600).\n\n"
         f"```python\n{snippet}\n```\n\n| | |\n|---|---|\n{table}\n\n"
         f"`{MANIFEST_NAME}` has the settings, versions and figures of each layer; check the files with "
         f"`sha256sum -c {SUMS_NAME}`.\n"
