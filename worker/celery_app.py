@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 from typing import Any
 
 from celery import Celery, signals
@@ -22,8 +21,8 @@ from worker.slot import Slot
 
 logger = logging.getLogger(__name__)
 
-GIVE_BACK = signal.SIGUSR2
-"""From main process to pool process: take no more jobs, give back the one in hand."""
+GIVE_BACK = signal.SIGRTMIN
+"""From main process to pool process: take no more jobs, give back the one in hand. Billiard claims the usual ones."""
 
 register_transport()
 app = Celery("nupes")
@@ -84,7 +83,6 @@ def _open_slot(**_: Any) -> None:
     adopt_orphans()
     _slot = Slot(get_settings())
     signal.signal(GIVE_BACK, _give_back)
-    signal.signal(signal.SIGTERM, _give_back_and_exit)
     _slot.start()
 
 
@@ -102,16 +100,6 @@ def _pass_on(**_: Any) -> None:
 def _give_back(*_: object) -> None:
     if _slot is not None:
         _slot.stop()
-
-
-def _give_back_and_exit(*_: object) -> None:
-    """TERM reached the pool process itself: from Celery's cold shutdown, or from one sent to the whole group."""
-    threading.Thread(target=_exit_when_closed, daemon=True).start()
-
-
-def _exit_when_closed() -> None:
-    _close_slot()
-    os._exit(0)
 
 
 for each, receiver in (

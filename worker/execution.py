@@ -62,6 +62,9 @@ class Execution:
             except Exception:  # a defect of ours must end the job, not the worker
                 logger.exception("%s: the worker failed", self._job_id)
                 end = self._ending_failed(internal_failure())
+            except SystemExit:  # TERM reached the pool process itself
+                self._write(self._give_back)
+                raise
             self._write(end)
 
     def _stages(self) -> None:

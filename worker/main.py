@@ -14,4 +14,6 @@ def main() -> None:
     settings = get_settings()
     settings.work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     options = ["--loglevel", settings.log_level, "--hostname", f"nupes-{settings.device_class}-{os.getpid()}@%h"]
-    configure(settings).worker_main(["worker", "--without-gossip", "--without-mingle", "--without-heartbeat", *options])
+    configure(settings).worker_main(
+        ["--quiet", "worker", "--without-gossip", "--without-mingle", "--without-heartbeat", *options]
+    )

@@ -25,8 +25,8 @@ from worker.workfolder import JobFolder
 FIDELITY_TOKENS = 8192
 """Tokens sampled from the float model where the user gave no text."""
 
-_RELABELLED: Mapping[str, str] = {"validating": "planning", "quantizing": "quantizing"}
-"""Phases of `nupes_core.quantize` as the job shows them; hashing what was written is part of the quantization."""
+_QUANTIZE_PHASES: Mapping[str, str] = {"validating": "planning", "quantizing": "quantizing"}
+"""Phases of `nupes_core.quantize` as the job shows them: it hashes its input and, last and not shown, its output."""
 
 
 def run(folder: JobFolder, emitter: Emitter) -> None:
@@ -35,7 +35,6 @@ def run(folder: JobFolder, emitter: Emitter) -> None:
     config = QuantizationConfig.from_dict(orders["config"])
     emitter.phase("validating")
     model = open_folder(folder.model)
-    emitter.phase("planning")
     plan = plan_headers(model.headers, model.config, config, formats=orders["formats"])
     _check_disk(folder, plan, orders["min_free_disk_bytes"])
     report = _quantize(folder, orders, config, emitter)
@@ -61,12 +60,11 @@ def _quantize(folder: JobFolder, orders: Mapping[str, Any], config: Quantization
     shutil.rmtree(folder.out, ignore_errors=True)  # what an earlier attempt left half-done
     folder.outputs.unlink(missing_ok=True)
     formats = orders["formats"]
-    emitter.phase("quantizing")
     return nupes_core.quantize(
         folder.model,
         folder.out if len(formats) > 1 else folder.out / formats[0],
         config,
-        progress=_reporter(emitter, _RELABELLED),
+        progress=_reporter(emitter, _QUANTIZE_PHASES),
         workdir=folder.pieces,
         formats=formats,
         source=orders["origin"],
@@ -79,7 +77,6 @@ def _evaluate(folder: JobFolder, orders: Mapping[str, Any], emitter: Emitter) ->
 
     wish, quantized = orders["evaluation"], folder.out / orders["formats"][0]
     report = _reporter(emitter, {"evaluating": "evaluating"})
-    emitter.phase("evaluating")
     if folder.text.is_file():
         measured = evaluate(
             quantized,
@@ -136,8 +133,14 @@ def _package(folder: JobFolder, orders: Mapping[str, Any], metrics: Mapping[str,
 
 
 def _reporter(emitter: Emitter, phases: Mapping[str, str]) -> Callable[[Progress], None]:
+    shown = ""
+
     def report(progress: Progress) -> None:
+        nonlocal shown
         if phase := phases.get(progress.phase):
+            if phase != shown:
+                emitter.phase(phase)
+            shown = phase
             emitter.progress(phase, progress.current, progress.total, progress.unit)
 
     return report

@@ -150,6 +150,11 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     default_port = 0
     connection_errors = (*virtual.Transport.connection_errors, OSError)
 
+    @property
+    def default_connection_params(self) -> dict[str, Any]:
+        """There is no host to connect to."""
+        return {}
+
     def driver_version(self) -> str:
         """Version of this transport."""
         return "1"
