@@ -7,6 +7,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy.exc import IntegrityError
+
+from app.core.problems import NotFoundError
 from app.db.session import Database
 from app.db.tables import Job
 from app.jobs import service, transitions
@@ -93,7 +96,10 @@ def _write(context: Context, tenant_id: str, body: JobCreate, prepared: Prepared
         max_attempts=context.settings.max_attempts,
         **about,
     )
-    with context.database.write() as session:
-        transitions.create(session, job)
-        attempt.answer(session, job.id)
+    try:
+        with context.database.write() as session:
+            transitions.create(session, job)
+            attempt.answer(session, job.id)
+    except IntegrityError as error:  # the model was deleted between the check and now
+        raise NotFoundError("model", body.model.id) from error
     return job

@@ -87,12 +87,15 @@ def transition(
 def record(
     session: Session, job: Job, event_type: str, data: dict[str, Any], *, fence: Fence | None = None, **columns: Any
 ) -> None:
-    """Append an event that is no change of status (phase, progress, log, artifact), setting `columns` with it.
+    """Append an event that is no change of status (phase, progress, log), setting `columns` with it.
+
+    Goes through whatever the job's status became since it was read, as long as it has not ended: a worker that reports
+    while its job is being cancelled still holds it.
 
     Raises:
-        StaleFenceError: as in `transition`.
+        StaleFenceError: the job has ended or belongs to another worker.
     """
-    guard = [Job.status == job.status]
+    guard: list[ColumnElement[bool]] = [Job.status.not_in([status.value for status in TERMINAL_STATUSES])]
     _write(session, job, guard, fence, columns)
     _append(session, job, event_type, data)
 

@@ -9,14 +9,15 @@ from datetime import timedelta
 from sqlalchemy.orm import Session
 
 from app.core.clock import now
-from app.core.problems import DiskFullProblem, NotFoundError, ValidationProblem
+from app.core.problems import DiskFullProblem, ValidationProblem
 from app.db.tables import Model, Worker
+from app.models import service as models
 from app.plans import repository
 from app.plans.architectures import EVALUABLE_MODEL_TYPES
-from app.plans.headers import stored_headers
 from app.plans.translate import quantization_config
 from app.settings import Settings
 from app.storage import BlobStore
+from app.uploads import service as uploads
 from nupes_client.schemas.jobs import JobCreate, JobSpec
 from nupes_client.schemas.plans import Plan, PlannedLayer
 from nupes_core.errors import NoQuantizableLayersError, UnsupportedArchitectureError
@@ -61,9 +62,9 @@ def prepare(session: Session, settings: Settings, store: BlobStore, tenant_id: s
         DiskFullProblem: the result would leave too little disk.
         NupesError: invalid settings, an unknown architecture, nothing to quantize.
     """
-    model = _model(session, tenant_id, spec.model.id)
+    model = models.get(session, tenant_id, spec.model.id)
     _check_evaluation(session, tenant_id, spec, model)
-    headers = stored_headers(model)
+    headers = models.headers(model)
     config = quantization_config(spec)
     plan = plan_headers(headers, model.config, config)
     _check_layers(plan)
@@ -109,23 +110,8 @@ def _check_evaluation(session: Session, tenant_id: str, spec: JobSpec, model: Mo
 
 
 def _check_text(session: Session, tenant_id: str, upload_id: str) -> None:
-    upload = repository.upload(session, tenant_id, upload_id)
-    if upload is None:
-        raise NotFoundError("upload", upload_id)
-    if upload.sha256 is None:
-        raise ValidationProblem(
-            f"the text {upload_id} is not complete",
-            code="upload_incomplete",
-            pointer="/evaluation/text/upload_id",
-            hint="Send its bytes first: PUT /v1/uploads/{id}/content.",
-        )
-
-
-def _model(session: Session, tenant_id: str, model_id: str) -> Model:
-    model = repository.model(session, tenant_id, model_id)
-    if model is None:
-        raise NotFoundError("model", model_id)
-    return model
+    if uploads.get(session, tenant_id, upload_id).sha256 is None:
+        raise uploads.pending_problem(upload_id, pointer="/evaluation/text/upload_id")
 
 
 def _check_layers(plan: CorePlan) -> None:

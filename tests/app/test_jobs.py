@@ -1,0 +1,481 @@
+"""Jobs over HTTP: making, reading, listing, waiting, changing, cancelling, deleting, retrying."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from app.db.session import Database
+from app.db.tables import Artifact, IdempotencyKey, Job, JobEvent, JobLayer, OutboxMessage, Upload
+from app.jobs import outcomes, repository, submission
+from app.jobs.transitions import record
+from app.settings import Settings
+from nupes_client.schemas.jobs import JobCreate, JobError
+from nupes_client.schemas.problems import JobErrorCode
+from nupes_core.header import TensorSpec
+from tests.app.api import Api, open_api
+from tests.app.jobrows import claim, make_file, make_layer, make_result, read_job
+from tests.servers import free_port
+
+
+@pytest.fixture
+def api(settings: Settings) -> Iterator[Api]:
+    """On both databases."""
+    with open_api(settings) as api:
+        yield api
+
+
+@pytest.fixture
+def lite(make_settings: Callable[..., Settings], sqlite_url: str) -> Iterator[Api]:
+    """On SQLite alone, for what the database has no part in."""
+    with open_api(make_settings(database_url=sqlite_url)) as api:
+        yield api
+
+
+def succeed(database: Database, job_id: str) -> None:
+    fence = claim(database, job_id)
+    with database.write() as session:
+        layers = [make_layer("a"), make_layer("b", bits=None, skipped_reason="excluded")]
+        outcomes.succeed(session, session.get_one(Job, job_id), fence, make_result(), layers, [make_file()])
+
+
+def fail(database: Database, job_id: str) -> None:
+    fence = claim(database, job_id)
+    error = JobError(code=JobErrorCode.OOM_HOST, message="too big", retryable=True)
+    with database.write() as session:
+        outcomes.fail(session, session.get_one(Job, job_id), fence, error)
+
+
+def soon(seconds: float, act: Callable[[], object]) -> threading.Timer:
+    timer = threading.Timer(seconds, act)
+    timer.start()
+    return timer
+
+
+# Making jobs
+
+
+def test_a_job_is_accepted_and_can_be_read_where_location_says(api: Api) -> None:
+    response = api.post("/v1/jobs", json=api.body(name="nightly", labels={"pipeline": "ci"}, priority=3))
+    assert response.status_code == 202, response.text
+    job = response.json()
+    assert int(response.headers["Retry-After"]) > 0
+    found = api.get(response.headers["Location"])
+    assert found.json() == job
+    assert found.headers["ETag"] == f'"{job["version"]}"' == response.headers["ETag"]
+    assert (job["status"], job["is_terminal"], job["name"], job["labels"], job["priority"]) == (
+        "queued",
+        False,
+        "nightly",
+        {"pipeline": "ci"},
+        3,
+    )
+    assert api.get(job["links"]["events"]).json()["data"][0]["data"] == {"from": None, "to": "queued"}
+
+
+def test_the_config_of_a_job_is_complete_and_makes_the_same_job_again(api: Api) -> None:
+    job = api.post("/v1/jobs", json=api.body(weights={"bits": 3})).json()
+    assert job["config"]["weights"] == {
+        "bits": 3,
+        "group_size": 64,
+        "exponent": {"mode": "search", "scope": "layer", "value": None},
+        "layout": "auto",
+    }
+    again = api.post("/v1/jobs", json=job["config"]).json()
+    assert again["config"] == job["config"]
+    first, second = read_job(api.database, job["id"]), read_job(api.database, again["id"])
+    assert first.config_hash == second.config_hash == submission.content_hash(job["config"])
+
+
+def test_the_wake_up_leaves_the_outbox_once_the_broker_has_it(api: Api) -> None:
+    job_id = api.post("/v1/jobs", json=api.body()).json()["id"]
+    with api.database.read() as session:
+        assert session.scalars(select(OutboxMessage)).all() == []
+    assert job_id in "".join(path.read_text() for path in _queue_files(api))
+
+
+def _queue_files(api: Api) -> list[Any]:
+    return [path for path in api.app.state.settings.queue_dir.rglob("*") if path.is_file()]
+
+
+def test_a_broker_that_is_down_costs_no_job_and_little_time(
+    make_settings: Callable[..., Settings], sqlite_url: str
+) -> None:
+    with open_api(make_settings(database_url=sqlite_url, broker_url=f"redis://127.0.0.1:{free_port()}/0")) as api:
+        body = api.body()
+        api.post("/v1/jobs", json=body)  # the first one also pays for importing the broker's client
+        began = time.monotonic()
+        assert api.post("/v1/jobs", json=body).status_code == 202
+        assert time.monotonic() - began < 2
+        with api.database.read() as session:
+            assert len(session.scalars(select(OutboxMessage)).all()) == 2
+
+
+def test_a_broker_that_does_not_answer_costs_no_job_and_little_time(
+    make_settings: Callable[..., Settings], sqlite_url: str
+) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        broker_url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        with open_api(make_settings(database_url=sqlite_url, broker_url=broker_url)) as api:
+            began = time.monotonic()
+            assert api.post("/v1/jobs", json=api.body()).status_code == 202
+            assert time.monotonic() - began < 8
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "1 bit": ({"weights": {"bits": 1}}, "/weights/bits", "greater_than_equal"),
+    "9 bits": ({"weights": {"bits": 9}}, "/weights/bits", "less_than_equal"),
+    "group size 0": ({"weights": {"group_size": 0}}, "/weights/group_size", "value_error"),
+    "group size -2": ({"weights": {"group_size": -2}}, "/weights/group_size", "greater_than_equal"),
+    "unknown field": ({"wieghts": {}}, "/wieghts", "extra_forbidden"),
+    "unknown format": ({"formats": ["gguf"]}, "/formats/0", "literal_error"),
+    "no regular expression": ({"layers": {"exclude": ["("]}}, "/layers/exclude", "value_error"),
+    "perplexity without text": ({"evaluation": {"metrics": ["perplexity"]}}, "/evaluation", "value_error"),
+    "gate without its metric": ({"gates": {"max_kl": 0.1}}, "", "value_error"),
+    "label with a space": ({"labels": {"a b": "c"}}, "/labels/a b", "string_pattern_mismatch"),
+    "eternal": ({"timeout_s": 10**9}, "/timeout_s", "less_than_equal"),
+}
+
+
+@pytest.mark.parametrize(("fields", "pointer", "code"), REFUSED.values(), ids=REFUSED)
+def test_a_bad_wish_is_refused_with_the_place_and_the_reason(
+    lite: Api, fields: dict[str, Any], pointer: str, code: str
+) -> None:
+    for path in ("/v1/jobs", "/v1/plans"):
+        response = lite.post(path, json=lite.body(**fields))
+        assert response.status_code == 422
+        problem = response.json()
+        assert response.headers["Content-Type"] == "application/problem+json"
+        assert [(error["pointer"], error["code"]) for error in problem["errors"]] == [(pointer, code)]
+    assert lite.get("/v1/jobs").json()["data"] == []
+
+
+def test_a_nul_character_is_stored_or_refused_and_breaks_nothing(api: Api) -> None:
+    response = api.post("/v1/jobs", json=api.body(name="a\0b"))
+    assert response.status_code in (202, 422)
+    assert len(api.get("/v1/jobs").json()["data"]) == (response.status_code == 202)
+
+
+def test_a_model_without_quantizable_layers_is_refused(lite: Api) -> None:
+    model_id = lite.add_model([TensorSpec("model.norm.weight", "BF16", (64,))])
+    response = lite.post("/v1/jobs", json=lite.body(model_id))
+    assert (response.status_code, response.json()["code"]) == (422, "no_quantizable_layers")
+
+
+def test_layers_that_are_all_excluded_are_no_quantizable_layers(lite: Api) -> None:
+    response = lite.post("/v1/jobs", json=lite.body(layers={"exclude": ["."]}))
+    assert (response.status_code, response.json()["code"]) == (422, "no_quantizable_layers")
+    assert "layers.exclude" in response.json()["hint"]
+
+
+def test_an_unknown_architecture_is_refused_only_when_it_must_be_built(lite: Api) -> None:
+    config = {"model_type": "homegrown"}
+    model_id = lite.add_model(model_type="homegrown", config=config)
+    refused = lite.post("/v1/jobs", json={"model": {"id": model_id}})
+    assert (refused.status_code, refused.json()["code"]) == (422, "unsupported_architecture")
+    assert '"evaluation": null' in refused.json()["hint"]
+    assert lite.post("/v1/jobs", json=lite.body(model_id)).status_code == 202
+
+
+def test_a_model_that_is_quantized_already_is_refused(lite: Api) -> None:
+    model_id = lite.add_model(config={"model_type": "llama", "quantization_config": {"quant_method": "gptq"}})
+    response = lite.post("/v1/jobs", json=lite.body(model_id))
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_config")
+
+
+def evaluated_on(upload_id: str) -> dict[str, Any]:
+    return {"metrics": ["perplexity"], "text": {"upload_id": upload_id}}
+
+
+def add_upload(api: Api, sha256: str | None) -> str:
+    upload = Upload(tenant_id=api.tenant_id, filename="text.txt", size=3, sha256=sha256)
+    with api.database.write() as session:
+        session.add(upload)
+    return upload.id
+
+
+def test_the_text_of_an_evaluation_must_be_there_and_complete(lite: Api) -> None:
+    pending, complete = add_upload(lite, None), add_upload(lite, "a" * 64)
+    foreign = add_upload(lite.another_tenant(), "b" * 64)
+    answers = {
+        upload_id: lite.post("/v1/jobs", json=lite.body(evaluation=evaluated_on(upload_id))).status_code
+        for upload_id in (pending, complete, foreign, "upl_none")
+    }
+    assert answers == {pending: 422, complete: 202, foreign: 404, "upl_none": 404}
+
+
+def test_a_job_that_would_fill_the_disk_is_refused(make_settings: Callable[..., Settings], sqlite_url: str) -> None:
+    with open_api(make_settings(database_url=sqlite_url, min_free_disk_bytes=1 << 60)) as api:
+        response = api.post("/v1/jobs", json=api.body())
+        assert (response.status_code, response.json()["code"]) == (507, "disk_full")
+        assert str(1 << 60) in response.json()["detail"]
+
+
+def test_a_model_deleted_between_check_and_write_is_not_found(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_id = api.add_model()
+    prepare = submission.prepare
+
+    def delete_after(*args: Any) -> Any:
+        prepared = prepare(*args)
+        assert api("DELETE", f"/v1/models/{model_id}").status_code == 204
+        return prepared
+
+    monkeypatch.setattr(submission, "prepare", delete_after)
+    assert api.post("/v1/jobs", json=api.body(model_id)).status_code == 404
+
+
+# Lists
+
+
+def ids(response: Any) -> list[str]:
+    assert response.status_code == 200, response.text
+    return [job["id"] for job in response.json()["data"]]
+
+
+def test_a_list_is_newest_first_and_pages_without_gaps_or_repetitions(api: Api) -> None:
+    model_id = api.add_model()
+    made = [api.add_job(model_id) for _ in range(5)]
+    seen, cursor = [], None
+    while True:
+        page = api.get("/v1/jobs", params={"limit": 2, **({"cursor": cursor} if cursor else {})}).json()
+        seen += [job["id"] for job in page["data"]]
+        made_meanwhile = api.add_job(model_id)  # a new row does not shift the pages that follow
+        cursor = page["next_cursor"]
+        assert page["has_more"] == (cursor is not None)
+        if cursor is None:
+            break
+    assert seen == made[::-1]
+    assert made_meanwhile not in seen
+
+
+def test_filters_narrow_a_list_together(api: Api) -> None:
+    one, other = api.add_model(), api.add_model()
+    nightly = api.add_job(one, labels={"pipeline": "nightly", "team/x.y": "a"})
+    weekly = api.add_job(other, labels={"pipeline": "weekly"})
+    done = api.add_job(other, labels={"pipeline": "nightly"}, spec={"evaluation": None, "gates": {"max_bytes": 1}})
+    succeed(api.database, done)
+    assert ids(api.get("/v1/jobs", params={"label.pipeline": "nightly"})) == [done, nightly]
+    assert ids(api.get("/v1/jobs", params={"label.pipeline": "nightly", "model_id": other})) == [done]
+    assert ids(api.get("/v1/jobs", params={"label.team/x.y": "a"})) == [nightly]
+    assert ids(api.get("/v1/jobs", params={"label.team": "a"})) == []
+    assert ids(api.get("/v1/jobs", params={"status": "queued"})) == [weekly, nightly]
+    assert ids(api.get("/v1/jobs", params={"status": ["queued", "succeeded"]})) == [done, weekly, nightly]
+    assert ids(api.get("/v1/jobs", params={"verdict": "failed"})) == [done]
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    earlier = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    assert ids(api.get("/v1/jobs", params={"created_after": later})) == []
+    assert len(ids(api.get("/v1/jobs", params={"created_after": earlier}))) == 3
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["status=done", "created_after=2026-01-01T00:00:00", "verdict=maybe", "limit=0", "limit=201", "cursor=x"],
+)
+def test_a_filter_that_makes_no_sense_is_refused(lite: Api, query: str) -> None:
+    assert lite.get(f"/v1/jobs?{query}").status_code == 422
+
+
+# Reading and waiting
+
+
+def test_an_unchanged_job_is_304(lite: Api) -> None:
+    path = f"/v1/jobs/{lite.add_job()}"
+    tag = lite.get(path).headers["ETag"]
+    unchanged = lite.get(path, {"If-None-Match": tag})
+    assert (unchanged.status_code, unchanged.content, unchanged.headers["ETag"]) == (304, b"", tag)
+    lite.post(f"{path}/cancel")
+    assert lite.get(path, {"If-None-Match": tag}).status_code == 200
+
+
+def test_a_long_poll_answers_as_soon_as_the_version_changes(api: Api) -> None:
+    job_id = api.add_job()
+    tag = api.get(f"/v1/jobs/{job_id}").headers["ETag"]
+    timer = soon(0.4, lambda: claim(api.database, job_id))
+    began = time.monotonic()
+    response = api.get(f"/v1/jobs/{job_id}", {"If-None-Match": tag, "Prefer": "wait=20"})
+    timer.join()
+    assert (response.status_code, response.json()["status"]) == (200, "running")
+    assert response.headers["Preference-Applied"] == "wait=20"
+    assert 0.3 < time.monotonic() - began < 3
+
+
+def test_a_long_poll_without_a_version_waits_for_the_end(lite: Api) -> None:
+    job_id = lite.add_job()
+    timer = soon(0.3, lambda: succeed(lite.database, job_id))
+    response = lite.get(f"/v1/jobs/{job_id}", {"Prefer": "respond-async, wait=20"})
+    timer.join()
+    assert response.json()["status"] == "succeeded"
+
+
+def test_a_long_poll_of_an_outdated_version_or_an_ended_job_does_not_wait(lite: Api) -> None:
+    running, ended = lite.add_job(), lite.add_job()
+    claim(lite.database, running)
+    succeed(lite.database, ended)
+    tag = lite.get(f"/v1/jobs/{ended}").headers["ETag"]
+    began = time.monotonic()
+    assert lite.get(f"/v1/jobs/{running}", {"If-None-Match": '"1"', "Prefer": "wait=20"}).status_code == 200
+    assert lite.get(f"/v1/jobs/{ended}", {"Prefer": "wait=20"}).status_code == 200
+    assert lite.get(f"/v1/jobs/{ended}", {"If-None-Match": tag, "Prefer": "wait=20"}).status_code == 304
+    assert time.monotonic() - began < 2
+
+
+def test_a_long_poll_that_sees_no_change_is_304_when_the_time_is_over(lite: Api) -> None:
+    job_id = lite.add_job()
+    tag = lite.get(f"/v1/jobs/{job_id}").headers["ETag"]
+    began = time.monotonic()
+    assert lite.get(f"/v1/jobs/{job_id}", {"If-None-Match": tag, "Prefer": "wait=1"}).status_code == 304
+    assert 0.9 < time.monotonic() - began < 3
+
+
+def test_a_long_poll_of_a_job_that_is_deleted_meanwhile_is_404(lite: Api) -> None:
+    job_id = lite.add_job()
+
+    def vanish() -> None:
+        with lite.database.write() as session:
+            repository.remove(session, session.get_one(Job, job_id))
+
+    timer = soon(0.3, vanish)
+    assert lite.get(f"/v1/jobs/{job_id}", {"Prefer": "wait=10"}).status_code == 404
+    timer.join()
+
+
+# Changing
+
+
+def test_a_change_needs_the_version_that_was_seen(api: Api) -> None:
+    path = f"/v1/jobs/{api.add_job(labels={'a': '1'})}"
+    tag = api.get(path).headers["ETag"]
+    assert api("PATCH", path, json={"priority": 5}).status_code == 428
+    changed = api("PATCH", path, {"If-Match": tag}, json={"labels": {"b": "2"}, "name": "new"})
+    assert changed.status_code == 200
+    assert (changed.json()["labels"], changed.json()["name"], changed.json()["priority"]) == ({"b": "2"}, "new", 0)
+    assert changed.headers["ETag"] != tag
+    outdated = api("PATCH", path, {"If-Match": tag}, json={"priority": 5})
+    assert (outdated.status_code, outdated.json()["code"]) == (412, "precondition_failed")
+    assert api.get(path).json()["priority"] == 0
+
+
+def test_labels_of_an_ended_job_can_change_and_nothing_else_about_it(lite: Api) -> None:
+    job_id = lite.add_job()
+    succeed(lite.database, job_id)
+    before = lite.get(f"/v1/jobs/{job_id}").json()
+    changed = lite("PATCH", f"/v1/jobs/{job_id}", {"If-Match": "*"}, json={"labels": {"kept": "yes"}}).json()
+    assert {key for key in before if before[key] != changed[key]} == {"labels", "version"}
+    assert lite("PATCH", f"/v1/jobs/{job_id}", {"If-Match": "*"}, json={"status": "queued"}).status_code == 422
+
+
+# Cancelling, deleting, retrying
+
+
+def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_by_its_worker(api: Api) -> None:
+    waiting, running = api.add_job(), api.add_job()
+    fence = claim(api.database, running)
+    assert api.post(f"/v1/jobs/{waiting}/cancel").json()["status"] == "cancelled"
+    for _ in range(2):
+        assert api.post(f"/v1/jobs/{running}/cancel").json()["status"] == "cancelling"
+    with api.database.write() as session:
+        outcomes.finish_cancel(session, session.get_one(Job, running), fence)
+    ended = api.post(f"/v1/jobs/{running}/cancel")
+    assert (ended.status_code, ended.json()["status"]) == (200, "cancelled")
+    moves = [event["data"]["to"] for event in api.get(f"/v1/jobs/{running}/events").json()["data"]]
+    assert moves == ["queued", "running", "cancelling", "cancelled"]
+
+
+def test_cancelling_while_a_worker_writes_always_works(api: Api) -> None:
+    job_id = api.add_job()
+    fence = claim(api.database, job_id)
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            with api.database.write() as session:
+                record(session, session.get_one(Job, job_id), "log", {}, fence=fence)
+
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(write) for _ in range(2)]
+        time.sleep(0.2)
+        response = api.post(f"/v1/jobs/{job_id}/cancel")
+        stop.set()
+    assert response.status_code == 200, response.text
+    assert [writer.exception() for writer in writers] == [None, None]
+
+
+def test_only_an_ended_job_can_be_deleted_and_then_nothing_of_it_is_left(api: Api) -> None:
+    body = api.body()
+    job_id = api.post("/v1/jobs", {"Idempotency-Key": "k"}, json=body).json()["id"]
+    refused = api("DELETE", f"/v1/jobs/{job_id}")
+    assert (refused.status_code, refused.json()["code"]) == (409, "job_not_terminal")
+    succeed(api.database, job_id)
+    assert api("DELETE", f"/v1/jobs/{job_id}").status_code == 204
+    assert api.get(f"/v1/jobs/{job_id}").status_code == api("DELETE", f"/v1/jobs/{job_id}").status_code == 404
+    with api.database.read() as session:
+        for table in (Job, JobEvent, JobLayer, Artifact, OutboxMessage, IdempotencyKey):
+            assert session.scalars(select(table)).all() == []
+
+
+def test_a_retry_is_a_new_job_with_the_same_wish(api: Api) -> None:
+    body = api.body(weights={"bits": 5}, labels={"a": "1"}, name="n", priority=2, timeout_s=60)
+    first = api.post("/v1/jobs", json=body).json()
+    assert api.post(f"/v1/jobs/{first['id']}/retry").status_code == 409
+    fail(api.database, first["id"])
+    failed = api.get(f"/v1/jobs/{first['id']}").json()
+    assert (failed["status"], failed["error"]["code"], failed["error"]["retryable"]) == ("failed", "oom_host", True)
+    response = api.post(f"/v1/jobs/{first['id']}/retry", {"Idempotency-Key": "again"})
+    second = response.json()
+    assert response.status_code == 202
+    assert second["id"] != first["id"]
+    for field in ("config", "labels", "name", "priority", "timeout_s"):
+        assert second[field] == first[field]
+    replayed = api.post(f"/v1/jobs/{first['id']}/retry", {"Idempotency-Key": "again"})
+    assert replayed.json()["id"] == second["id"]
+    assert api.get(f"/v1/jobs/{first['id']}").json() == failed
+
+
+# Layers
+
+
+def test_layers_come_in_checkpoint_order_and_in_pages(api: Api) -> None:
+    job_id = api.add_job()
+    fence = claim(api.database, job_id)
+    names = [f"layer.{number}" for number in range(5)]
+    with api.database.write() as session:
+        layers = [make_layer(name) for name in names]
+        outcomes.succeed(session, session.get_one(Job, job_id), fence, make_result(), layers, [])
+    seen, cursor = [], None
+    while True:
+        params = {"limit": 2, **({"cursor": cursor} if cursor is not None else {})}
+        page = api.get(f"/v1/jobs/{job_id}/layers", params=params).json()
+        seen += [layer["name"] for layer in page["data"]]
+        cursor = page["next_cursor"]
+        if not page["has_more"]:
+            break
+    assert seen == names
+
+
+@pytest.mark.parametrize(("headers", "query"), [({"Accept": "text/csv"}, ""), ({}, "?format=csv")])
+def test_layers_as_csv_have_a_header_and_a_row_each(lite: Api, headers: dict[str, str], query: str) -> None:
+    job_id = lite.add_job()
+    succeed(lite.database, job_id)
+    response = lite.get(f"/v1/jobs/{job_id}/layers{query}", headers)
+    assert response.headers["Content-Type"] == "text/csv; charset=utf-8"
+    header, first, second = response.text.splitlines()
+    assert header.startswith("name,shape,params")
+    assert first.startswith("a,128x64,8192,16384,4352,4,64,signed,0.75")
+    assert second.endswith(",excluded")
+
+
+def test_a_body_is_hashed_by_content_not_by_order() -> None:
+    one = JobCreate.model_validate({"model": {"id": "m"}, "weights": {"bits": 3, "group_size": 32}})
+    other = JobCreate.model_validate({"weights": {"group_size": 32, "bits": 3}, "model": {"id": "m"}})
+    hashes = {submission.content_hash(body.model_dump(mode="json")) for body in (one, other)}
+    assert len(hashes) == 1
