@@ -83,7 +83,10 @@ class ApiError(NupesError):
 class AuthenticationError(ApiError):
     """401: the key is missing, wrong or revoked."""
 
-    hint = "Set NUPES_API_KEY to a key of this service; `nupes up` prints one on its first start."
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        # The service speaks of headers; who uses this package sets a variable.
+        self.hint = "Set NUPES_API_KEY to a key of this service; `nupes up` prints one on its first start."
 
 
 class PermissionDeniedError(ApiError):

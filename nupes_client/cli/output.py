@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -14,6 +14,8 @@ from rich.text import Text
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 NOTHING = "–"
+UNLIMITED = 10_000
+"""Columns of a pipe."""
 
 
 def stdout() -> Console:
@@ -35,13 +37,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, num
     """Print a table; `numbers` names the columns that align right. Without a terminal: nothing is cut off."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     right = set(numbers)
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for place, column in enumerate(columns):
+        justify: Literal["right", "left"] = "right" if column in right else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=place == 0)
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
     console = stdout()
     if not console.is_terminal:
-        console.width = max(console.width, console.measure(table).maximum)
+        console.width = UNLIMITED
     console.print(table)
 
 
