@@ -99,7 +99,7 @@ class QuantizedLinear(QuantizedLayer):
         with torch.device("meta"):
             linear = nn.Linear(self.format.cols, self.format.rows, bias=False)
         linear.weight = nn.Parameter(self.matrix(dtype), requires_grad=False)
-        linear.bias = self.bias
+        linear.register_parameter("bias", self.bias)
         return linear
 
 
@@ -127,9 +127,9 @@ class QuantizedConv1D(QuantizedLayer):
     def to_float(self, dtype: torch.dtype | None = None) -> nn.Module:
         """Return a `Conv1D`."""
         with torch.device("meta"):
-            conv = Conv1D(self.nf, self.nx)
+            conv: nn.Module = Conv1D(self.nf, self.nx)  # type: ignore[no-untyped-call]
         conv.weight = nn.Parameter(self.matrix(dtype).T.contiguous(), requires_grad=False)
-        conv.bias = self.bias
+        conv.register_parameter("bias", self.bias)
         return conv
 
 
@@ -174,7 +174,7 @@ class QuantizedConv2d(QuantizedLayer):
         with torch.device("meta"):
             conv = nn.Conv2d(**self.geometry, bias=False)
         conv.weight = nn.Parameter(self._kernel(dtype), requires_grad=False)
-        conv.bias = self.bias
+        conv.register_parameter("bias", self.bias)
         return conv
 
     def _kernel(self, dtype: torch.dtype | None) -> torch.Tensor:

@@ -37,7 +37,7 @@ class NupesConfig(QuantizationConfigMixin):
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.pop("quant_method", None)
-        self.quant_method = QUANT_METHOD
+        self.quant_method = QUANT_METHOD  # type: ignore[assignment]
         self.version: int = kwargs.pop("version", ARTIFACT_VERSION)
         self.formats: list[dict[str, Any]] = kwargs.pop("formats", [])
         self.tensors: dict[str, dict[str, Any]] = kwargs.pop("tensors", {})
@@ -96,8 +96,8 @@ class NupesHfQuantizer(HfQuantizer):
         """Return name -> lazily read tensor of all shards, with the tensors in `decoded` in their float form."""
         stored: dict[str, Any] = {}
         for file in files:
-            pointer = safe_open(file, framework="pt", device="cpu")
-            stored.update({name: pointer.get_slice(name) for name in pointer.keys()})  # noqa: SIM118 - no mapping
+            shard: Any = safe_open(file, framework="pt", device="cpu")
+            stored.update({name: shard.get_slice(name) for name in shard.keys()})  # noqa: SIM118 - no mapping
         for name, entry in self.decoded.items():
             parts = {f"{name}_{suffix}": stored.pop(f"{name}_{suffix}") for suffix in entry.parts}
             stored[name] = DecodedTensor(entry, parts)
@@ -190,4 +190,4 @@ def _decoding(original: Callable[..., Any]) -> Callable[..., Any]:
     return load
 
 
-PreTrainedModel._load_pretrained_model = staticmethod(_decoding(PreTrainedModel._load_pretrained_model))
+setattr(PreTrainedModel, "_load_pretrained_model", staticmethod(_decoding(PreTrainedModel._load_pretrained_model)))  # noqa: B010

@@ -1,0 +1,204 @@
+"""Command line of the library: `python -m nupes_core quantize | evaluate | check`. Exit code 2 on a typed error."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from nupes_core.config import (
+    ExponentConfig,
+    ExponentMode,
+    ExponentScope,
+    LayerSelection,
+    Layout,
+    QuantizationConfig,
+    WeightConfig,
+)
+from nupes_core.errors import NupesError
+from nupes_core.formats import FORMATS
+from nupes_core.report import Progress
+
+EXIT_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; results go to stdout, progress and errors to stderr."""
+    arguments = _parser().parse_args(argv)
+    try:
+        result = arguments.run(arguments)
+    except NupesError as error:
+        _print_error(error, arguments.json)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return 130
+    print(json.dumps(result, indent=2) if arguments.json else _lines(result))  # noqa: T201 - the result
+    return 0
+
+
+def _quantize(arguments: argparse.Namespace) -> dict[str, Any]:
+    from nupes_core.pipeline import quantize
+
+    report = quantize(
+        arguments.src,
+        arguments.dst,
+        _config(arguments),
+        progress=_progress(arguments),
+        workdir=arguments.workdir,
+        formats=arguments.format or ("nupes",),
+    )
+    result = report.to_dict()
+    if not arguments.json:
+        del result["layers"]
+    return result
+
+
+def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from nupes_core.evaluation import evaluate, fidelity
+
+    _quiet_transformers()
+    common = {"context": arguments.context, "progress": _progress(arguments)}
+    if arguments.text is None and arguments.baseline is None:
+        raise NupesError(
+            "nothing to evaluate on", hint="Give --text FILE, or --baseline DIR to measure fidelity to it."
+        )
+    if arguments.text is None:
+        tokens = arguments.max_tokens or 8192
+        return fidelity(arguments.dir, arguments.baseline, tokens=tokens, seed=arguments.seed, **common).to_dict()
+    return evaluate(
+        arguments.dir, arguments.text, baseline=arguments.baseline, max_tokens=arguments.max_tokens, **common
+    ).to_dict()
+
+
+def _check(arguments: argparse.Namespace) -> dict[str, Any]:
+    from nupes_core.check import verify_artifact
+    from nupes_core.probe import read_probe
+
+    _quiet_transformers()
+    expected = None if arguments.expect is None else read_probe(arguments.expect)
+    return verify_artifact(arguments.dir, source=arguments.source, expected=expected).to_dict()
+
+
+def _probe(arguments: argparse.Namespace) -> dict[str, Any]:
+    from nupes_core.probe import probe_folder
+
+    _quiet_transformers()
+    return probe_folder(arguments.dir).to_dict()
+
+
+def _config(arguments: argparse.Namespace) -> QuantizationConfig:
+    mode: ExponentMode = "search" if arguments.exponent is None else "fixed"
+    weights = WeightConfig(
+        bits=arguments.bits,
+        group_size=arguments.group_size,
+        exponent=ExponentConfig(mode, arguments.exponent_scope, arguments.exponent),
+        layout=arguments.layout,
+        scale_bits=arguments.scale_bits,
+    )
+    layers = LayerSelection(embeddings=arguments.embeddings)
+    if arguments.exclude is not None:
+        layers = replace(layers, exclude=tuple(arguments.exclude))
+    return QuantizationConfig(weights, layers, arguments.optimize.replace("-", "_"), arguments.seed)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m nupes_core", description="Quantize, evaluate and check models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_quantize(commands.add_parser("quantize", help="quantize a model folder"))
+    _add_evaluate(commands.add_parser("evaluate", help="measure perplexity, and fidelity to the float model"))
+    _add_check(commands.add_parser("check", help="check that an artifact is whole, loads and computes"))
+    probe = commands.add_parser("probe", help="print outputs on fixed inputs, for `check --expect`")
+    probe.add_argument("dir", type=Path)
+    probe.set_defaults(run=_probe)
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="print JSON")
+        command.add_argument("--quiet", action="store_true", help="no progress")
+    return parser
+
+
+def _add_quantize(parser: argparse.ArgumentParser) -> None:
+    weights = WeightConfig()
+    parser.add_argument("src", type=Path, help="folder with config.json and safetensors files")
+    parser.add_argument("dst", type=Path, help="new folder for the artifact")
+    parser.add_argument("--bits", type=int, default=weights.bits, help="2 to 8 (default: %(default)s)")
+    parser.add_argument("--group-size", type=int, default=weights.group_size, help="-1: one group per row")
+    parser.add_argument("--scale-bits", type=int, default=weights.scale_bits, help="side information of a group")
+    parser.add_argument("--layout", choices=get_args(Layout), default=weights.layout)
+    parser.add_argument("--exponent-scope", choices=get_args(ExponentScope), default=weights.exponent.scope)
+    parser.add_argument("--exponent", type=float, help="a fixed exponent instead of a search")
+    parser.add_argument("--exclude", action="append", metavar="REGEX", help="modules left alone (default: lm_head)")
+    parser.add_argument("--embeddings", action="store_true", help="also quantize embedding tables")
+    parser.add_argument("--format", action="append", choices=sorted(FORMATS), help="may be given more than once")
+    parser.add_argument("--optimize", choices=["data-free"], default="data-free")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workdir", type=Path, help="keeps finished matrices, so that a second run resumes")
+    parser.set_defaults(run=_quantize)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dir", type=Path, help="model folder: native, dense or float")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="UTF-8; without it, text sampled from the baseline")
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="use only the first N tokens")
+    parser.add_argument("--baseline", type=Path, metavar="DIR", help="the float model, for KL and top-1 agreement")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampled text")
+    parser.set_defaults(run=_evaluate)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dir", type=Path, help="artifact")
+    parser.add_argument("--source", type=Path, metavar="DIR", help="the float model; measures each matrix again")
+    parser.add_argument("--expect", type=Path, metavar="FILE", help="outputs written by `probe --json`")
+    parser.set_defaults(run=_check)
+
+
+def _progress(arguments: argparse.Namespace) -> Callable[[Progress], None] | None:
+    """Return a line that is rewritten on a terminal, and one line each ten seconds elsewhere; rich is not needed."""
+    if arguments.quiet:
+        return None
+    shown = [0.0]
+    interval, end = (0.1, "") if sys.stderr.isatty() else (10.0, "\n")
+    start = "\r\x1b[K" if sys.stderr.isatty() else ""
+
+    def show(step: Progress) -> None:
+        now = time.monotonic()
+        if now - shown[0] >= interval or (step.current == step.total and not end):
+            shown[0] = now
+            share = f"{100 * step.current / max(step.total, 1):.0f} %"
+            sys.stderr.write(f"{start}{step.phase} {share} of {step.total} {step.unit} {step.message}{end}")
+            sys.stderr.flush()
+
+    return show
+
+
+def _quiet_transformers() -> None:
+    logging: Any = importlib.import_module("transformers.utils.logging")
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _print_error(error: NupesError, as_json: bool) -> None:
+    if as_json:
+        content = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
+        print(json.dumps(content, indent=2))  # noqa: T201 - the result
+    hint = f" {error.hint}" if error.hint else ""
+    sys.stderr.write(f"error [{error.code}]: {error.message}.{hint}\n")
+
+
+def _lines(result: dict[str, Any]) -> str:
+    width = max(map(len, result))
+    return "\n".join(f"{key:{width}}  {_shown(value)}" for key, value in result.items() if value not in (None, {}))
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

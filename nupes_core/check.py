@@ -1,0 +1,203 @@
+"""Does a written artifact load, and compute what was measured? Run in a fresh process: `python -m nupes_core check`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from nupes_core.artifact import StoredWeight, is_native, stored_weights
+from nupes_core.errors import LoadCheckError, UnsafeFileError, UnsupportedArchitectureError
+from nupes_core.layers import decode_stored
+from nupes_core.loading import load, resolve_model_class
+from nupes_core.manifest import SUMS_NAME, hash_file, read_manifest
+from nupes_core.modelfolder import ModelFolder, open_folder, tensor_owners
+from nupes_core.probe import Probe, probe
+from nupes_core.quality import weight_error
+
+MSE_TOLERANCE = 1e-3
+"""Relative; decoding is exact, only the order of sums may differ."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was checked; a check that fails raises instead.
+
+    Attributes:
+        files: files whose sha256 was compared with `SHA256SUMS`.
+        matrices: quantized matrices that decode to finite values.
+        compared: how many of them were compared with the source, and their error with the manifest.
+        forward: whether a forward pass was run; `reason` says why not.
+        difference: largest deviation from the expected outputs over their standard deviation; None without expectation.
+    """
+
+    files: int
+    matrices: int
+    compared: int
+    forward: bool
+    reason: str | None
+    difference: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dict."""
+        return asdict(self)
+
+
+def verify_artifact(path: str | Path, *, source: str | Path | None = None, expected: Probe | None = None) -> Check:
+    """Check a native or dense artifact: its files, every quantized matrix, and one forward pass.
+
+    A model that transformers cannot build (it was quantized tensor by tensor) is checked without the forward pass.
+
+    Args:
+        path: the artifact.
+        source: folder it was made from; the error of each matrix is then measured again and compared with the manifest.
+        expected: outputs that the model gave when it was evaluated (`nupes_core.probe`).
+
+    Raises:
+        LoadCheckError: a file differs from its checksum, a matrix or an output is not what was measured.
+        UnsafeFileError: the folder is broken.
+    """
+    path = Path(path)
+    files = verify_checksums(path)
+    folder = open_folder(path)
+    matrices, compared = _verify_matrices(folder, None if source is None else open_folder(source))
+    check = Check(files, matrices, compared, forward=False, reason=None, difference=None)
+    try:
+        resolve_model_class(folder.config)
+    except UnsupportedArchitectureError as error:
+        return replace(check, reason=error.message)
+    return _verify_forward(path, check, expected)
+
+
+def verify_checksums(path: Path) -> int:
+    """Compare every file of an artifact with `SHA256SUMS`; return their number.
+
+    Raises:
+        LoadCheckError: a file is missing, was changed, or is not listed.
+    """
+    sums = _read_sums(path / SUMS_NAME)
+    present = {each.name for each in path.iterdir()} - {SUMS_NAME}
+    for name in sorted(present ^ set(sums)):
+        raise LoadCheckError(
+            f"{name} is {'not listed in' if name in present else 'missing, but listed in'} {SUMS_NAME}"
+        )
+    for name, expected in sums.items():
+        found = hash_file(path / name)["sha256"]
+        if found != expected:
+            raise LoadCheckError(f"{name} has sha256 {found}, {SUMS_NAME} says {expected}", hint="Download it again.")
+    return len(sums)
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoadCheckError(f"{SUMS_NAME} cannot be read: {error}") from error
+    pairs = [line.partition("  ") for line in lines if line]
+    broken = [digest for digest, _, name in pairs if len(digest) != 64 or not name or "/" in name]
+    if broken or not pairs:
+        raise LoadCheckError(f"{SUMS_NAME} is empty or has a broken line: {broken[:1]}")
+    return {name: digest for digest, _, name in pairs}
+
+
+def _verify_matrices(folder: ModelFolder, source: ModelFolder | None) -> tuple[int, int]:
+    """Return how many matrices decoded, and how many were compared with their source."""
+    layers = {layer["name"]: layer for layer in read_manifest(folder.path)["layers"] if layer["skipped_reason"] is None}
+    originals = None if source is None else _Tensors(source)
+    seen: set[str] = set()
+    for name, tensor, matrix in _decoded(folder, layers):
+        if not bool(matrix.isfinite().all()):
+            raise LoadCheckError(f"{name} decodes to NaN or an infinity")
+        if originals is not None:
+            _verify_error(name, originals.read(tensor, name), matrix, layers[name])
+        seen.add(name)
+    missing = sorted(set(layers) - seen)
+    if missing:
+        raise LoadCheckError(f"the manifest lists {missing[0]}, which the artifact does not hold")
+    return len(seen), len(seen) if originals is not None else 0
+
+
+def _verify_error(name: str, original: torch.Tensor, matrix: torch.Tensor, layer: Mapping[str, Any]) -> None:
+    if original.shape != matrix.shape:
+        raise LoadCheckError(f"{name} decodes to shape {tuple(matrix.shape)}; the source has {tuple(original.shape)}")
+    mse = weight_error(original.flatten(0, -2), matrix.flatten(0, -2)).mse
+    if not math.isclose(mse, layer["mse"], rel_tol=MSE_TOLERANCE, abs_tol=1e-30):
+        raise LoadCheckError(
+            f"{name} decodes with a mean squared error of {mse:.6g}; the manifest says {layer['mse']:.6g}"
+        )
+
+
+def _decoded(folder: ModelFolder, layers: Mapping[str, Any]) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """Yield (name in the manifest, checkpoint tensor, decoded matrix as it lies in the checkpoint)."""
+    tensors = _Tensors(folder)
+    if is_native(folder.config):
+        for entry in stored_weights(folder.config["quantization_config"]).values():
+            yield from _decoded_slices(entry, tensors, layers)
+        return
+    for name in layers:
+        bare, _, _ = name.partition("[")
+        tensor = bare if bare in tensors.owners else f"{bare}.weight"
+        yield name, tensor, tensors.read(tensor, name)
+
+
+def _decoded_slices(
+    entry: StoredWeight, tensors: _Tensors, layers: Mapping[str, Any]
+) -> Iterator[tuple[str, str, torch.Tensor]]:
+    module = entry.name.removesuffix(".weight")
+    names = [module] if entry.slices is None else [f"{module}[{index}]" for index in range(entry.slices)]
+    if not set(names) <= set(layers):
+        raise LoadCheckError(f"the artifact holds {entry.name}, which the manifest does not list as quantized")
+    matrix = replace(entry, slices=None)
+    for name in names:
+        yield name, entry.name, decode_stored(matrix, partial(tensors.slice, index=_slice_index(name)))
+
+
+def _slice_index(name: str) -> int | None:
+    """Return 3 for `….gate_up_proj[3]`, None for a plain matrix."""
+    _, bracket, index = name.removesuffix("]").partition("[")
+    return int(index) if bracket else None
+
+
+class _Tensors:
+    """Tensors of a folder by name, read one by one."""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self.owners = tensor_owners(folder.headers)
+        self._folder = folder
+        self._open: dict[str, Any] = {}
+
+    def read(self, tensor: str, layer: str) -> torch.Tensor:
+        """Return a checkpoint tensor, or the slice of it that a layer of the manifest names."""
+        return self.slice(tensor, _slice_index(layer))
+
+    def slice(self, tensor: str, index: int | None) -> torch.Tensor:
+        """Return a tensor, or one entry of its first dimension."""
+        if tensor not in self.owners:
+            raise UnsafeFileError(f"{self._folder.path.name} lacks the tensor {tensor!r}")
+        file = self.owners[tensor][0]
+        if file not in self._open:
+            self._open[file] = safe_open(self._folder.path / file, framework="pt", device="cpu")
+        found: torch.Tensor = self._open[file].get_slice(tensor)[... if index is None else index]
+        return found
+
+
+def _verify_forward(path: Path, check: Check, expected: Probe | None) -> Check:
+    outputs = probe(load(path, dtype=torch.float32))
+    if outputs is None:
+        return replace(check, reason="the model takes inputs that cannot be made up")
+    if not all(map(math.isfinite, outputs.values)):
+        raise LoadCheckError("a forward pass gives NaN or an infinity")
+    difference = None if expected is None else expected.difference(outputs)
+    if difference is not None and not difference <= Probe.TOLERANCE:
+        raise LoadCheckError(
+            "the loaded artifact computes something else than when it was evaluated: "
+            f"outputs deviate by {difference:.3g} of their standard deviation",
+            hint="Evaluate and check with the same release of torch, transformers and nupes_core.",
+        )
+    return replace(check, forward=True, difference=difference)
