@@ -44,7 +44,7 @@ def api_start(folder: Path, runs: int = 5) -> dict[str, float]:
             "error",
         ]
         started = time.perf_counter()
-        process = subprocess.Popen(command, env=environment, cwd=folder)
+        process = subprocess.Popen([*serve, "--port", str(port)], env=environment, cwd=folder)
         try:
             await_answer(f"http://127.0.0.1:{port}/livez")
             seconds.append(time.perf_counter() - started)
