@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from importlib import import_module
-from importlib.util import find_spec
 
 from fastapi import FastAPI
 
+from app.artifacts.endpoints import router as artifacts
 from app.core import handlers, openapi
 from app.core.logging import configure_logging
 from app.core.middleware import BodyLimitMiddleware, RequestContextMiddleware
 from app.core.security import load_pepper
 from app.db.session import Database
+from app.health.endpoints import router as health
+from app.jobs.endpoints import router as jobs
+from app.keys.endpoints import router as keys
+from app.models.endpoints import router as models
+from app.plans.endpoints import router as plans
 from app.settings import Settings, get_settings
 from app.storage import open_store
+from app.uploads.endpoints import router as uploads
+from app.workers.endpoints import router as workers
 from nupes_core import __version__
 
-_DOMAINS = ("health", "keys", "uploads", "models", "plans", "jobs", "artifacts", "workers")
+_ROUTERS = (health, keys, uploads, models, plans, jobs, artifacts, workers)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -28,9 +34,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(version=__version__, lifespan=_lifespan(settings), docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
     app.add_middleware(RequestContextMiddleware)
-    for domain in _DOMAINS:
-        if find_spec(f"app.{domain}") and find_spec(f"app.{domain}.endpoints"):
-            app.include_router(import_module(f"app.{domain}.endpoints").router)
+    for router in _ROUTERS:
+        app.include_router(router)
     handlers.install(app)
     openapi.install(app)
     return app

@@ -49,7 +49,7 @@ def configure_logging(settings: Settings) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = name != "uvicorn.access"  # our own access log has the request id
-    for name in ("httpx", "httpcore", "botocore", "boto3", "urllib3", "alembic"):
+    for name in ("httpx", "httpx2", "httpcore", "httpcore2", "botocore", "boto3", "urllib3", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     structlog.configure(
         processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

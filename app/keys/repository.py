@@ -21,9 +21,3 @@ def listing(tenant_id: str) -> Select[ApiKey]:
 def tenant_named(session: Session, name: str) -> Tenant | None:
     """The tenant of that name."""
     return session.scalars(select(Tenant).where(Tenant.name == name)).one_or_none()
-
-
-def has_active_key(session: Session, tenant_id: str) -> bool:
-    """Whether the tenant can still get in."""
-    query = select(ApiKey.id).where(ApiKey.tenant_id == tenant_id, ApiKey.revoked_at.is_(None)).limit(1)
-    return session.scalar(query) is not None

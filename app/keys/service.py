@@ -47,14 +47,6 @@ def add_key(session: Session, pepper: bytes, tenant_id: str, name: str, scopes: 
     return row, secret
 
 
-def first_key(session: Session, pepper: bytes) -> str | None:
-    """Make the `admin` key of a new service; None when the default tenant has a key already."""
-    tenant = ensure_tenant(session, DEFAULT_TENANT)
-    if repository.has_active_key(session, tenant.id):
-        return None
-    return add_key(session, pepper, tenant.id, "first key", ["admin"])[1]
-
-
 def ensure_tenant(session: Session, name: str) -> Tenant:
     """Return the tenant of that name, made when it is missing."""
     tenant = repository.tenant_named(session, name)

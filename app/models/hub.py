@@ -21,7 +21,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, though not in its __all__
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+)
 
 from app.core.problems import ProblemError, UnavailableError, ValidationProblem
 from app.settings import Settings
@@ -132,7 +136,7 @@ def _gated(repo_id: str) -> ProblemError:
 def _not_found(repo_id: str, error: Exception) -> ProblemError:
     revision = isinstance(error, RevisionNotFoundError)
     return ValidationProblem(
-        f"the hub knows no such {'revision' if revision else 'model'} of {repo_id!r}"
+        f"the hub knows no such revision of {repo_id!r}"
         if revision
         else f"the hub knows no model {repo_id!r}, or it is private",
         code="model_not_found",

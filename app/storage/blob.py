@@ -95,6 +95,9 @@ class BlobStore(Protocol):
     def list(self) -> Iterator[StoredBlob]:
         """All blobs, in no order."""
 
+    def drop_stale_spools(self, before: datetime) -> int:
+        """Remove spools last written before a moment, left by a process that was killed; return their bytes."""
+
     def free_bytes(self) -> int:
         """Room on the disk that incoming bytes go through."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from app.storage.blob import CHUNK_BYTES, Blob, StoredBlob, checked_sha256
 from app.storage.errors import BlobNotFoundError, ChecksumMismatchError, StorageError
-from app.storage.spool import Spool, full_disk_is_typed
+from app.storage.spool import Spool, drop_stale, full_disk_is_typed
 
 _READ_ONLY = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 
@@ -98,6 +98,10 @@ class LocalStore:
             except FileNotFoundError:  # deleted meanwhile
                 continue
             yield StoredBlob(path.name, info.st_size, datetime.fromtimestamp(info.st_mtime, UTC))
+
+    def drop_stale_spools(self, before: datetime) -> int:
+        """See `BlobStore`."""
+        return drop_stale(self._incoming, before)
 
     def free_bytes(self) -> int:
         """See `BlobStore`."""

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,16 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from app.storage.blob import CHUNK_BYTES, Blob, StoredBlob, checked_sha256
 from app.storage.errors import BlobNotFoundError, ChecksumMismatchError, StorageError
-from app.storage.spool import Spool, full_disk_is_typed
+from app.storage.spool import Spool, drop_stale, full_disk_is_typed
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+
+
+class _BehindTheEndError(StorageError):
+    """The range begins behind the last byte; a file would read nothing there."""
 
 
 class S3Store:
@@ -76,10 +81,9 @@ class S3Store:
         if end is not None and end <= start:
             self.size(sha256)  # S3 knows no empty range; a missing blob is still an error
             return iter(())
-        last = "" if end is None else str(end - 1)
-        with self._typed(sha256):
-            answer = self._client.get_object(Bucket=self.bucket, Key=self._key(sha256), Range=f"bytes={start}-{last}")
-        return self._chunks(sha256, answer["Body"].iter_chunks(CHUNK_BYTES))
+        if start == 0 and end is None:
+            return self._whole(sha256)
+        return self._part(sha256, f"bytes={start}-{'' if end is None else end - 1}")
 
     def link(self, sha256: str, disposition: str, media_type: str, seconds: int) -> str | None:
         """See `BlobStore`: a presigned URL, signed here without asking the bucket."""
@@ -133,6 +137,10 @@ class S3Store:
                 for item in page.get("Contents", ()):
                     yield StoredBlob(item["Key"].rsplit("/", 1)[1], item["Size"], item["LastModified"])
 
+    def drop_stale_spools(self, before: datetime) -> int:
+        """See `BlobStore`."""
+        return drop_stale(self._spool_dir, before)
+
     def free_bytes(self) -> int:
         """See `BlobStore`."""
         return shutil.disk_usage(self._spool_dir).free
@@ -155,6 +163,14 @@ class S3Store:
             answer = self._client.get_object(Bucket=self.bucket, Key=self._key(sha256))
         return self._chunks(sha256, answer["Body"].iter_chunks(CHUNK_BYTES))
 
+    def _part(self, sha256: str, byte_range: str) -> Iterator[bytes]:
+        try:
+            with self._typed(sha256):
+                answer = self._client.get_object(Bucket=self.bucket, Key=self._key(sha256), Range=byte_range)
+        except _BehindTheEndError:
+            return iter(())
+        return self._chunks(sha256, answer["Body"].iter_chunks(CHUNK_BYTES))
+
     def _chunks(self, sha256: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
         with self._typed(sha256):
             yield from chunks
@@ -167,6 +183,8 @@ class S3Store:
             code = error.response.get("Error", {}).get("Code", "")
             if sha256 and code in _MISSING:
                 raise BlobNotFoundError(sha256) from error
+            if code == "InvalidRange":
+                raise _BehindTheEndError(sha256) from error
             raise StorageError(f"the bucket {self.bucket!r} answers {code or error}") from error
         except (BotoCoreError, Boto3Error) as error:
             raise StorageError(f"the bucket {self.bucket!r} does not answer: {error}") from error

@@ -8,12 +8,14 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from app.storage.errors import DiskFullError
 
+_SUFFIX = ".part"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -28,13 +30,27 @@ def full_disk_is_typed() -> Iterator[None]:
         raise
 
 
+def drop_stale(folder: Path, before: datetime) -> int:
+    """Remove spools that nobody has written to since `before`; return their bytes."""
+    gained = 0
+    for path in folder.glob(f"*{_SUFFIX}"):
+        try:
+            info = path.stat()
+        except FileNotFoundError:  # it was finished meanwhile
+            continue
+        if info.st_mtime < before.timestamp():
+            path.unlink(missing_ok=True)
+            gained += info.st_size
+    return gained
+
+
 class Spool:
     """Bytes on their way into a store. Use as a context manager; leaving it removes what no store has taken."""
 
     def __init__(self, folder: Path) -> None:
         with full_disk_is_typed():
             folder.mkdir(parents=True, exist_ok=True)
-            self.path = folder / f"{secrets.token_hex(16)}.part"
+            self.path = folder / f"{secrets.token_hex(16)}{_SUFFIX}"
             self._file = self.path.open("xb")
         self._hash = hashlib.sha256()
         self.size = 0
