@@ -34,15 +34,7 @@ def api_start(folder: Path, runs: int = 5) -> dict[str, float]:
     for run in range(runs):
         port = 18400 + run
         environment = {**os.environ, "NUPES_DATA_DIR": str(folder / "data"), "NUPES_LOG_LEVEL": "WARNING"}
-        command = [
-            str(BIN / "uvicorn"),
-            "app.main:create_app",
-            "--factory",
-            "--port",
-            str(port),
-            "--log-level",
-            "error",
-        ]
+        serve = [str(BIN / "uvicorn"), "app.main:create_app", "--factory", "--log-level", "error"]
         started = time.perf_counter()
         process = subprocess.Popen([*serve, "--port", str(port)], env=environment, cwd=folder)
         try:
