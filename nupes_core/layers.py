@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -32,25 +32,26 @@ class QuantizedLayer(nn.Module):
 
     Args:
         format: of the matrix [rows = outputs, cols = inputs].
-        dtype: dtype that the weight had; it is decoded to that, then cast to the dtype of the input.
-        bias: [rows] or None.
-        device: of the buffers, e.g. `meta` before a checkpoint is loaded.
+        weight_dtype: dtype that the weight had in the checkpoint; it is decoded to that, then cast.
+        like: the float module that this one stands for; gives bias, device (e.g. `meta` before a checkpoint is loaded)
+            and the dtype of the model.
     """
 
     bias: nn.Parameter | None
 
-    def __init__(
-        self,
-        format: WeightFormat,  # noqa: A002 - the name that entry, manifest and weight use
-        dtype: torch.dtype,
-        bias: nn.Parameter | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, format: WeightFormat, weight_dtype: torch.dtype, like: Any) -> None:  # noqa: A002
         super().__init__()
-        self.format, self.weight_dtype = format, dtype
+        self.format, self.weight_dtype = format, weight_dtype
+        self.dtype: torch.dtype = like.weight.dtype
         for suffix, (shape, stored) in tensor_specs(format).items():
-            self.register_buffer(f"weight_{suffix}", torch.empty(shape, dtype=TORCH_DTYPES[stored], device=device))
-        self.register_parameter("bias", bias)
+            empty = torch.empty(shape, dtype=TORCH_DTYPES[stored], device=like.weight.device)
+            self.register_buffer(f"weight_{suffix}", empty)
+        self.register_parameter("bias", like.bias)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Follow `model.to(dtype)`, although no buffer changes."""
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     @property
     def quantized(self) -> QuantizedWeight:
@@ -64,16 +65,16 @@ class QuantizedLayer(nn.Module):
             setattr(self, f"weight_{suffix}", tensor)
 
     def matrix(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Decode the weight [rows, cols]."""
-        return self.quantized.dequantize(self.weight_dtype).to(dtype or self.weight_dtype)
+        """Decode the weight [rows, cols], to the dtype of the model by default."""
+        return self.quantized.dequantize(self.weight_dtype).to(dtype or self.dtype)
 
     @property
     def weight(self) -> torch.Tensor:
-        """The decoded weight in the shape that the float module has, for code that looks at it."""
+        """The decoded weight in the shape and dtype that the float module has, for code that looks at it."""
         return self.matrix()
 
     def to_float(self, dtype: torch.dtype | None = None) -> nn.Module:
-        """Return the float module with the decoded weight, in `dtype` or that of the weight."""
+        """Return the float module with the decoded weight, in `dtype` or that of the model."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -89,11 +90,6 @@ class QuantizedLinear(QuantizedLayer):
         """Map [..., cols] to [..., rows]."""
         return functional.linear(x, self.matrix(x.dtype), self.bias)
 
-    @classmethod
-    def replacing(cls, module: nn.Linear, format: WeightFormat, dtype: torch.dtype) -> QuantizedLinear:  # noqa: A002
-        """Return an empty layer to be filled, with the bias and device of `module`."""
-        return cls(format, dtype, module.bias, module.weight.device)
-
     def to_float(self, dtype: torch.dtype | None = None) -> nn.Module:
         """Return an `nn.Linear`."""
         with torch.device("meta"):
@@ -106,9 +102,9 @@ class QuantizedLinear(QuantizedLayer):
 class QuantizedConv1D(QuantizedLayer):
     """GPT-2's `Conv1D`, a linear layer that stores [in, out], with a quantized weight (of the transpose)."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.nx, self.nf = self.format.cols, self.format.rows
+    def __init__(self, format: WeightFormat, weight_dtype: torch.dtype, like: Any) -> None:  # noqa: A002
+        super().__init__(format, weight_dtype, like)
+        self.nx, self.nf = format.cols, format.rows
 
     @property
     def weight(self) -> torch.Tensor:
@@ -119,11 +115,6 @@ class QuantizedConv1D(QuantizedLayer):
         """Map [..., cols] to [..., rows]."""
         return functional.linear(x, self.matrix(x.dtype), self.bias)
 
-    @classmethod
-    def replacing(cls, module: Conv1D, format: WeightFormat, dtype: torch.dtype) -> QuantizedConv1D:  # noqa: A002
-        """Return an empty layer to be filled, with the bias and device of `module`."""
-        return cls(format, dtype, module.bias, module.weight.device)
-
     def to_float(self, dtype: torch.dtype | None = None) -> nn.Module:
         """Return a `Conv1D`."""
         with torch.device("meta"):
@@ -133,41 +124,24 @@ class QuantizedConv1D(QuantizedLayer):
         return conv
 
 
+_GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+
+
 class QuantizedConv2d(QuantizedLayer):
-    """`nn.Conv2d` whose kernel is quantized as rows [out, in/groups · height · width].
+    """`nn.Conv2d` whose kernel is quantized as rows [out, in/groups · height · width]."""
 
-    Args:
-        geometry: arguments of `nn.Conv2d` but bias, device and dtype.
-    """
-
-    def __init__(self, geometry: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.geometry = dict(geometry)
+    def __init__(self, format: WeightFormat, weight_dtype: torch.dtype, like: Any) -> None:  # noqa: A002
+        super().__init__(format, weight_dtype, like)
+        self.geometry = {name: getattr(like, name) for name in _GEOMETRY}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [n, in, height, width] to [n, out, …]."""
-        return self.to_float(x.dtype)(x)  # type: ignore[no-any-return]
-
-    @classmethod
-    def replacing(cls, module: nn.Conv2d, format: WeightFormat, dtype: torch.dtype) -> QuantizedConv2d:  # noqa: A002
-        """Return an empty layer to be filled, with geometry, bias and device of `module`."""
-        names = (
-            "in_channels",
-            "out_channels",
-            "kernel_size",
-            "stride",
-            "padding",
-            "dilation",
-            "groups",
-            "padding_mode",
-        )
-        geometry = {name: getattr(module, name) for name in names}
-        return cls(geometry, format, dtype, module.bias, module.weight.device)
+        return self.to_float(x.dtype)(x)  # type: ignore[no-any-return, no-untyped-call]
 
     @property
     def weight(self) -> torch.Tensor:
         """The decoded kernel [out, in/groups, height, width]."""
-        return self._kernel(self.weight_dtype)
+        return self._kernel(self.dtype)
 
     def to_float(self, dtype: torch.dtype | None = None) -> nn.Module:
         """Return an `nn.Conv2d`."""

@@ -131,7 +131,7 @@ def _quantize(model: nn.Module, layer: _Layer, shared_exponent: float | None) ->
         weight = quantize_weight(matrix, layer.config, shared_exponent=shared_exponent)
     except NumericsError as error:
         raise NumericsError(f"{layer.name}: {error.message}", hint=error.hint) from error
-    quantized = REPLACEMENTS[type(layer.module)].replacing(layer.module, weight.format, matrix.dtype)
+    quantized = REPLACEMENTS[type(layer.module)](weight.format, matrix.dtype, layer.module)
     quantized.quantized = weight
     report = _layer_report(layer, weight)
     model.set_submodule(layer.name, quantized)

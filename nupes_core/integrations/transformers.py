@@ -169,7 +169,7 @@ def _settled_names(model: Any, names: Iterable[str]) -> list[str]:
 def _replace(model: Any, name: str, entry: StoredWeight) -> None:
     module_name = name.removesuffix(".weight")
     module: nn.Module = model.get_submodule(module_name)
-    quantized: QuantizedLayer = REPLACEMENTS[type(module)].replacing(module, entry.format, TORCH_DTYPES[entry.dtype])
+    quantized: QuantizedLayer = REPLACEMENTS[type(module)](entry.format, TORCH_DTYPES[entry.dtype], module)
     model.set_submodule(module_name, quantized)
 
 
