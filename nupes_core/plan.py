@@ -113,11 +113,12 @@ def plan_headers(
         InvalidConfigError: unknown format, or the model is quantized already.
     """
     refuse_quantized(model_config)
+    written = [get_format(name) for name in formats]
     checked = {name: _parsed(name, header) for name, header in sorted(headers.items())}
     tensor_owners(checked)
     facts = ModelFacts.from_config(model_config)
     tensors = {name: [plan_tensor(name, info, facts, config) for info in checked[name].tensors] for name in checked}
-    layouts = [shard_layout(shard, get_format(name))[1] for name in formats for shard in tensors.values()]
+    layouts = [shard_layout(shard, fmt)[1] for fmt in written for shard in tensors.values()]
     everything = tuple(tensor for shard in tensors.values() for tensor in shard)
     before = sum(header.file_bytes for header in checked.values())
     return _total(everything, before, sum(layout.file_bytes for layout in layouts))

@@ -97,13 +97,13 @@ def layer_config(module: str, config: QuantizationConfig) -> WeightConfig | str:
     """Return how a module is to be quantized by the user's selection, or the reason why it is left alone."""
     for pattern in config.layers.exclude:
         if module == pattern or re.search(pattern, module):
-            return f"excluded by layers.exclude {pattern!r}"
+            return f"excluded by layers.exclude '{pattern}'"
     hits = [override for override in config.layers.overrides if re.search(override.match, module)]
     if not hits:
         return config.weights
     override = hits[-1]
     if override.skip:
-        return f"skipped by layers.overrides {override.match!r}"
+        return f"skipped by layers.overrides '{override.match}'"
     bits = config.weights.bits if override.bits is None else override.bits
     group_size = config.weights.group_size if override.group_size is None else override.group_size
     return replace(config.weights, bits=bits, group_size=group_size)
