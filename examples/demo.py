@@ -52,6 +52,7 @@ class DemoError(Exception):
 
 def main() -> int:
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the service is stopped
     try:
         shutil.rmtree(DEMO, ignore_errors=True)
         DEMO.mkdir(mode=0o700)
