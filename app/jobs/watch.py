@@ -33,7 +33,7 @@ RECENT_EVENTS = 256
 
 BATCH = 200
 READERS = 4
-"""Threads for what watchers read on their own: at their start, and when they fell behind."""
+"""Threads for what watchers read on their own: the job itself, and events when they are far behind."""
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class _Topic:
 
     def since(self, seq: int) -> list[JobEvent] | None:
         """Events above `seq`; None when only the database has them all."""
-        if self.state is not None and seq >= self.last_seq:
+        if seq >= self.last_seq:
             return []
         if self.recent and self.recent[0].seq <= seq + 1:
             return [event for event in self.recent if event.seq > seq]
@@ -85,6 +85,7 @@ class JobWatcher:
         self._poll_s = poll_s
         self._topics: dict[str, _Topic] = {}
         self._poller: asyncio.Task[None] | None = None
+        self._poll_now = asyncio.Event()
         self._readers = anyio.CapacityLimiter(READERS)
         self._poll_thread = anyio.CapacityLimiter(1)
 
@@ -108,18 +109,21 @@ class JobWatcher:
         with self._watch(job_id) as topic:
             while not topic.gone:
                 turn = topic.turn()
-                batch = topic.since(seq)
-                if batch is None:
-                    batch = await self._read(partial(_events, job_id=job_id, after=seq), self._readers)
-                for event in batch:
+                for event in await self._news(topic, job_id, seq):
                     yield event
                     if ends_job(event):
                         return
                     seq = event.seq
-                if not batch:
-                    if topic.ended(seq):
-                        return
+                if topic.ended(seq):
+                    return
+                if topic.state is None or seq >= topic.last_seq:
                     await turn.wait()
+
+    async def _news(self, topic: _Topic, job_id: str, seq: int) -> list[JobEvent]:
+        if topic.state is None:
+            return []
+        batch = topic.since(seq)
+        return await self._read(partial(_events, job_id=job_id, after=seq), self._readers) if batch is None else batch
 
     async def read(self, query: Callable[[Session], T]) -> T:
         """Run a query for a watcher in a thread, with a session that is closed before this returns."""
@@ -127,7 +131,10 @@ class JobWatcher:
 
     @contextlib.contextmanager
     def _watch(self, job_id: str) -> Iterator[_Topic]:
-        topic = self._topics.setdefault(job_id, _Topic())
+        if job_id not in self._topics:
+            self._topics[job_id] = _Topic()
+            self._poll_now.set()
+        topic = self._topics[job_id]
         topic.watchers += 1
         if self._poller is None or self._poller.done():
             self._poller = asyncio.get_running_loop().create_task(self._poll())
@@ -140,11 +147,14 @@ class JobWatcher:
 
     async def _poll(self) -> None:
         while self._topics:
+            self._poll_now.clear()
             try:
                 await self._poll_once()
             except SQLAlchemyError:
                 _log.warning("watched jobs could not be read; trying again", exc_info=True)
-            await asyncio.sleep(self._poll_s)
+                await asyncio.sleep(self._poll_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._poll_now.wait(), self._poll_s)
 
     async def _poll_once(self) -> None:
         watched = list(self._topics)
@@ -171,12 +181,12 @@ def _events(session: Session, job_id: str, after: int) -> list[JobEvent]:
 def _changes(
     session: Session, known: dict[str, JobState | None]
 ) -> tuple[dict[str, JobState], dict[str, list[JobEvent]]]:
-    """Return the states now, and the new events of jobs that were known before."""
+    """Return the states now and the new events; of jobs not known before, the latest events."""
     states = repository.states(session, known)
     behind = {
-        job_id: before.event_seq
+        job_id: before.event_seq if before else max(0, states[job_id].event_seq - RECENT_EVENTS)
         for job_id, before in known.items()
-        if before and job_id in states and states[job_id].event_seq > before.event_seq
+        if job_id in states and (before is None or states[job_id].event_seq > before.event_seq)
     }
     events: dict[str, list[JobEvent]] = {}
     for event in repository.events_since(session, behind) if behind else ():
