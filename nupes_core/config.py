@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 CONFIG_VERSION = 1
 MIN_BITS, MAX_BITS = 2, 8
-MIN_SCALE_BITS, MAX_SCALE_BITS = 5, 12
+MIN_SCALE_BITS, MAX_SCALE_BITS = 4, 12
 PER_CHANNEL = -1
 """`group_size` that makes one group of each output row."""
 
@@ -55,8 +55,9 @@ class WeightConfig:
         group_size: consecutive weights of a row that share a scale; `-1` is one group per row. Need not divide the row.
         exponent: how the power exponent is found.
         layout: code-to-level layout; `auto` takes `signed` for 3 bits and more, `midrise` for 2, by measured error.
-        scale_bits: side information of a group, 5 to 12 bits: log2 scale, its sign (signed layout) and the exponent
-            choice (scope `group`). Bits per weight are `bits + scale_bits / group_size`, plus 1/64 at most.
+        scale_bits: side information of a group, 4 to 12 bits (6 for scope `group`): log2 scale, its sign (signed
+            layout) and the exponent choice (scope `group`). A weight takes `bits + scale_bits / group_size`, plus 1/64
+            at most.
     """
 
     bits: int = 4
@@ -76,9 +77,10 @@ class WeightConfig:
                 f"group_size is {self.group_size!r}; it must be a positive integer or -1 (one group per row)",
                 hint="64 is a good default; smaller groups cost bits and gain quality.",
             )
-        if not isinstance(self.scale_bits, int) or not MIN_SCALE_BITS <= self.scale_bits <= MAX_SCALE_BITS:
+        fewest = MIN_SCALE_BITS + 2 * (self.exponent.scope == "group")
+        if not isinstance(self.scale_bits, int) or not fewest <= self.scale_bits <= MAX_SCALE_BITS:
             raise InvalidConfigError(
-                f"scale_bits is {self.scale_bits!r}; a group stores {MIN_SCALE_BITS} to {MAX_SCALE_BITS} bits",
+                f"scale_bits is {self.scale_bits!r}; a group stores {fewest} to {MAX_SCALE_BITS} bits",
                 hint="8 is a good default; 6 or 7 pay with small groups.",
             )
         _one_of("layout", self.layout, get_args(Layout))

@@ -9,20 +9,35 @@ import torch
 
 from nupes_core.storage import WeightFormat
 
-BASE_STEP = 1 / 128
-"""Octaves of one unit of a stored base; int16 then spans every float32."""
+BASE_UNITS = 128
+"""Units of a stored base in an octave; int16 then spans every float32."""
 
 HEADROOM = 0.25
 """Octaves above the largest weight that the top scale reaches: where both ends of a group are equally large, the signed
 layout wants a scale beyond the weight, because its shorter side ends below 1."""
 
+TINY = 1e-30
+"""Weights below this count as zero: their squares leave the range of float32."""
+
+_LARGEST_BASE = 127 * BASE_UNITS
+
 
 def block_bases(amax: torch.Tensor, fmt: WeightFormat) -> torch.Tensor:
-    """Return int16 [blocks], the top scale of each block in units of `BASE_STEP` octaves, from row maxima [rows]."""
+    """Return int16 [blocks], the top scale of each block in units of 1/128 octave, from row maxima [rows]."""
     padded = torch.nn.functional.pad(amax.double(), (0, fmt.blocks * fmt.block_rows - fmt.rows))
     top = padded.view(fmt.blocks, fmt.block_rows).amax(1)
-    octave = torch.where(top > 0, top.clamp_min(1e-300).log2() + HEADROOM, 0.0)
-    return (octave / BASE_STEP).ceil().to(torch.int16)
+    octave = torch.where(top >= TINY, top.clamp_min(TINY).log2() + HEADROOM, 0.0)
+    return (octave * BASE_UNITS).ceil().clamp_max(_LARGEST_BASE).to(torch.int16)
+
+
+def index_scales(index: torch.Tensor, bases: torch.Tensor, fmt: WeightFormat) -> torch.Tensor:
+    """Return the float32 scales of log2 indices int64 [n, k] under bases int16 [n]; index 0 is the scale 0.
+
+    A rounded 2^(i/128) times a power of two, so that every machine finds the same bits.
+    """
+    octave = bases.long().unsqueeze(1) - ((1 << fmt.log_bits) - 1 - index) * fmt.log_step
+    fractions = torch.exp2(torch.arange(BASE_UNITS, dtype=torch.float64) / BASE_UNITS).float().to(index.device)
+    return torch.where(index > 0, torch.ldexp(fractions[octave % BASE_UNITS], octave // BASE_UNITS), 0.0)
 
 
 def decode_scales(words: torch.Tensor, bases: torch.Tensor, fmt: WeightFormat) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,9 +51,7 @@ def decode_scales(words: torch.Tensor, bases: torch.Tensor, fmt: WeightFormat) -
     Returns:
         float32 [n, groups] signed scales and int64 [n, groups] exponent choices.
     """
-    index = words & ((1 << fmt.log_bits) - 1)
-    sign = 1 - 2 * ((words >> fmt.log_bits) & 1) if fmt.layout == "signed" else torch.ones_like(words)
-    choice = words >> (fmt.word_bits - fmt.choice_bits)
-    octave = bases.double().unsqueeze(1) * BASE_STEP - ((1 << fmt.log_bits) - 1 - index) * fmt.log_step
-    scale = torch.where(index > 0, torch.exp2(octave), 0.0) * sign
-    return scale.float(), choice
+    scale = index_scales(words & ((1 << fmt.log_bits) - 1), bases, fmt)
+    if fmt.layout == "signed":
+        scale = scale * (1 - 2 * ((words >> fmt.log_bits) & 1))
+    return scale, words >> (fmt.word_bits - fmt.choice_bits)

@@ -1,99 +1,75 @@
-"""The data-free search (NUPES, arXiv 2308.05600, method §2): exponent and scales that minimise Σ h·(w − ŵ)².
+"""The data-free search for the exponent (NUPES, arXiv 2308.05600, method §2): a* = argmin Σ h·(w − ŵ)².
 
-This is the reference on torch tensors of any device; `nupes_core.kernels` computes the same faster on a CPU.
+Scales, signs and codes are searched jointly below it, by the engine of the device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import TypeVar
 
 import torch
 
-from nupes_core.grid import MAX_EXPONENT_CODE, encode, exponent_code, exponent_value, level_lookup
-from nupes_core.scales import BASE_STEP, HEADROOM, decode_scales
-from nupes_core.storage import WeightFormat
+from nupes_core import compiled, reference
+from nupes_core.grid import MAX_EXPONENT_CODE, exponent_code, exponent_value
+from nupes_core.storage import GROUP_CANDIDATES, WeightFormat
 
-SHRINK_OCTAVES = 1.75
-"""How far below the largest weight of a group its scale is searched."""
+T = TypeVar("T")
 
 _COARSE = tuple(exponent_code(a) for a in (0.4, 0.55, 0.7, 0.85, 1.0, 1.2))
 _REFINEMENTS = (16, 8, 4)
-_ROW_CODES = tuple(exponent_code(0.4 + 0.05 * i) for i in range(19))
+_ROW_CODES = tuple(exponent_code(0.4 + 0.1 * i) for i in range(9))
+_RATIOS = (1.08, 1.14, 1.2, 1.28, 1.4)
+_SHIFTS = (0.9, 0.95, 1.05, 1.1)
+
+
+def engine(device: torch.device) -> ModuleType:
+    """Return the module that searches, encodes and decodes on a device."""
+    return compiled if device.type == "cpu" else reference
 
 
 @dataclass(frozen=True)
-class EncodedGroups:
-    """Result of a search over n groups of g weights: codes int64 [n, g], words int64 [n], error float32 [n]."""
+class Sample:
+    """Rows that an exponent is fitted on.
 
-    codes: torch.Tensor
-    words: torch.Tensor
-    error: torch.Tensor
-
-
-def search_groups(
-    w: torch.Tensor, h: torch.Tensor, base: torch.Tensor, tables: torch.Tensor, fmt: WeightFormat
-) -> EncodedGroups:
-    """Find scale, sign, exponent choice and codes of each group jointly, by trial of every scale in reach.
-
-    Args:
-        w: float32 [n, g] groups, short ones padded with 0.
-        h: float32 [n, g] importance, 0 on padding.
-        base: int16 [n] base of the group's block.
-        tables: float32 [n, candidates, 2^bits] levels.
-        fmt: format of the weight.
+    Attributes:
+        w: float32 [n, cols].
+        h: float32 [cols], importance.
+        bases: int16 [n], bases of the rows' blocks.
+        format: of the whole weight.
     """
-    top = _top_index(w.abs().amax(1), base, fmt)
-    middle = torch.full_like(w, 1 << (fmt.bits - 1), dtype=torch.int64)
-    best = EncodedGroups(middle, torch.zeros_like(top), (h * w * w).sum(1))
-    for choice, table in enumerate(tables.unbind(1)):
-        for sign in (0, 1) if fmt.layout == "signed" else (0,):
-            for down in range(int((SHRINK_OCTAVES + HEADROOM) / fmt.log_step) + 1):
-                index = (top - down).clamp(0, (1 << fmt.log_bits) - 1)
-                word = (choice << (fmt.word_bits - fmt.choice_bits)) | (sign << fmt.log_bits) | index
-                best = _keep_better(best, _encode(w, h, base, table, word, fmt))
-    return best
+
+    w: torch.Tensor
+    h: torch.Tensor
+    bases: torch.Tensor
+    format: WeightFormat
+
+    def row_errors(self, codes: Sequence[int]) -> torch.Tensor:
+        """Return float64 [n], the error of each row when its groups choose among the exponents `codes`."""
+        choice_bits = (len(codes) - 1).bit_length()
+        word_bits = self.format.word_bits - self.format.choice_bits + choice_bits
+        fmt = replace(self.format, candidates=len(codes), word_bits=word_bits)
+        exponents = torch.tensor(codes, dtype=torch.uint8, device=self.w.device).expand(self.w.shape[0], -1)
+        errors: torch.Tensor = engine(self.w.device).search_rows(self.w, self.h, self.bases, exponents, fmt).errors
+        return errors
+
+    def error(self, codes: Sequence[int]) -> float:
+        """Return the error of all rows."""
+        return float(self.row_errors(codes).sum())
 
 
-def _encode(
-    w: torch.Tensor, h: torch.Tensor, base: torch.Tensor, table: torch.Tensor, words: torch.Tensor, fmt: WeightFormat
-) -> EncodedGroups:
-    scale = decode_scales(words.unsqueeze(1), base, fmt)[0]
-    codes = encode(torch.where(scale != 0, w / scale, 0.0), table)
-    return EncodedGroups(codes, words, (h * (w - scale * table.gather(1, codes)) ** 2).sum(1))
-
-
-def _keep_better(a: EncodedGroups, b: EncodedGroups) -> EncodedGroups:
-    better = b.error < a.error
-    return EncodedGroups(
-        torch.where(better.unsqueeze(1), b.codes, a.codes),
-        torch.where(better, b.words, a.words),
-        torch.where(better, b.error, a.error),
-    )
-
-
-def _top_index(amax: torch.Tensor, base: torch.Tensor, fmt: WeightFormat) -> torch.Tensor:
-    octave = amax.double().clamp_min(1e-300).log2() + HEADROOM - base.double() * BASE_STEP
-    last = (1 << fmt.log_bits) - 1
-    top = (octave / fmt.log_step).ceil().to(torch.int64) + last
-    return torch.where(amax > 0, top.clamp(1, last), 0)
-
-
-def fit_exponent(w: torch.Tensor, h: torch.Tensor, base: torch.Tensor, fmt: WeightFormat) -> float:
-    """Return the exponent that minimises the error of all groups together.
+def fit_exponent(sample: Sample) -> float:
+    """Return the one exponent of least error.
 
     The objective is locally convex in one unknown (arXiv 2308.05600): a coarse grid, then refinements around its best.
-
-    Args:
-        w: float32 [n, g] groups, usually a sample; as in `search_groups`.
-        h: float32 [n, g] importance.
-        base: int16 [n].
-        fmt: format; only one exponent is tried at a time, whatever its candidates.
     """
     errors: dict[int, float] = {}
 
     def error(code: int) -> float:
         if code not in errors:
-            errors[code] = float(_errors(w, h, base, fmt, code).double().sum())
+            errors[code] = sample.error((code,))
         return errors[code]
 
     best = min(_COARSE, key=error)
@@ -102,14 +78,25 @@ def fit_exponent(w: torch.Tensor, h: torch.Tensor, base: torch.Tensor, fmt: Weig
     return exponent_value(best)
 
 
-def fit_row_exponents(w: torch.Tensor, h: torch.Tensor, base: torch.Tensor, fmt: WeightFormat) -> torch.Tensor:
-    """Return uint8 [rows], the stored exponent of least error of each row; arguments as in `search_groups`."""
-    codes = torch.tensor(_ROW_CODES, dtype=torch.uint8, device=w.device)
-    errors = torch.stack([_errors(w, h, base, fmt, code).view(-1, fmt.groups).sum(1) for code in _ROW_CODES])
+def fit_candidates(sample: Sample) -> tuple[int, ...]:
+    """Return the stored exponents that groups choose among: a geometric series of fitted ratio and centre."""
+    centre = fit_exponent(sample)
+    ratio = _least(_RATIOS, lambda r: sample.error(_series(centre, r)))
+    shift = _least((1.0, *_SHIFTS), lambda s: sample.error(_series(centre * s, ratio)))
+    return _series(centre * shift, ratio)
+
+
+def fit_row_exponents(sample: Sample) -> torch.Tensor:
+    """Return uint8 [n], the stored exponent of least error of each row."""
+    errors = torch.stack([sample.row_errors((code,)) for code in _ROW_CODES])
+    codes = torch.tensor(_ROW_CODES, dtype=torch.uint8, device=sample.w.device)
     return codes[errors.argmin(0)]
 
 
-def _errors(w: torch.Tensor, h: torch.Tensor, base: torch.Tensor, fmt: WeightFormat, code: int) -> torch.Tensor:
-    single = replace(fmt, candidates=1, word_bits=fmt.word_bits - fmt.choice_bits)
-    table = level_lookup(fmt.layout, fmt.bits, w.device)[code]
-    return search_groups(w, h, base, table.expand(w.shape[0], 1, -1), single).error
+def _series(centre: float, ratio: float) -> tuple[int, ...]:
+    middle = (GROUP_CANDIDATES - 1) / 2
+    return tuple(exponent_code(centre * ratio ** (i - middle)) for i in range(GROUP_CANDIDATES))
+
+
+def _least(options: Sequence[T], error: Callable[[T], float]) -> T:
+    return min(options, key=error)

@@ -66,9 +66,9 @@ class WeightFormat:
         return self.word_bits - self.choice_bits - (self.layout == "signed")
 
     @property
-    def log_step(self) -> float:
-        """Octaves between neighbouring scales: 4 octaves in all up to 5 bits, 8 beyond."""
-        return float(2.0 ** (2 - self.log_bits if self.log_bits <= 5 else 3 - self.log_bits))
+    def log_step(self) -> int:
+        """1/128 octaves between neighbouring scales: 1/4 octave with 3 bits, 1/8 with 4 and 5, 1/16 with 6 and 7."""
+        return 128 >> (self.log_bits // 2 + 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict; `WeightFormat(**d)` reads it back."""
@@ -83,7 +83,8 @@ def resolve_format(rows: int, cols: int, config: WeightConfig) -> WeightFormat:
     """
     if rows < 1 or cols < 1:
         raise InvalidConfigError(f"a weight of shape ({rows}, {cols}) has nothing to quantize")
-    candidates = GROUP_CANDIDATES if config.exponent.scope == "group" and config.exponent.mode == "search" else 1
+    by_group = config.exponent.scope == "group" and config.exponent.mode == "search"
+    candidates = GROUP_CANDIDATES if by_group else 1
     return WeightFormat(
         rows=rows,
         cols=cols,

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from nupes_core.config import WeightConfig
-from nupes_core.errors import NumericsError
-from nupes_core.grid import exponent_code, exponent_value, level_lookup
-from nupes_core.packing import pack, unpack
-from nupes_core.scales import block_bases, decode_scales
-from nupes_core.search import fit_exponent, fit_row_exponents, search_groups
+from nupes_core.errors import InvalidConfigError, NumericsError
+from nupes_core.grid import exponent_code, exponent_value
+from nupes_core.scales import block_bases
+from nupes_core.search import Sample, engine, fit_candidates, fit_exponent, fit_row_exponents
 from nupes_core.storage import WeightFormat, resolve_format, weight_nbytes
 
-CHUNK_WEIGHTS = 1 << 20
-"""Weights worked on at once: temporaries stay below about 100 MB whatever the size of the matrix."""
+T = TypeVar("T")
+
+CHUNK_WEIGHTS = 1 << 18
+"""Weights that a thread works on at once, so that temporaries stay small whatever the size of the matrix."""
 
 SAMPLE_WEIGHTS = 1 << 16
 """Weights on which the exponent is fitted; the optimum is flat."""
-
-GROUP_SPREAD = (0.6, 0.85, 1.15, 1.6)
-"""The exponents that groups choose among, over that of the layer (scope `group`)."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,28 @@ class QuantizedWeight:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return the [rows, cols] matrix, decoded chunk by chunk."""
-        fmt = self.format
-        out = torch.empty(fmt.rows, fmt.cols, dtype=dtype, device=self.tensors["codes"].device)
-        for start, stop in _row_chunks(fmt):
-            out[start:stop] = _decode_rows(self, start, stop).to(dtype)
+        fmt, device = self.format, self.tensors["codes"].device
+        out = torch.empty(fmt.rows, fmt.cols, dtype=dtype, device=device)
+
+        def decode(rows: range) -> None:
+            out[rows.start : rows.stop] = self._decode(rows)
+
+        _each_chunk(fmt, decode, device)
         return out
+
+    def _decode(self, rows: range) -> torch.Tensor:
+        fmt, tensors = self.format, self.tensors
+        blocks = _blocks(rows, fmt, tensors["codes"].device)
+        codes = _slice(tensors["codes"], fmt.bits, rows.start * fmt.cols, rows.stop * fmt.cols)
+        words = _slice(tensors["scales"], fmt.word_bits, rows.start * fmt.groups, rows.stop * fmt.groups)
+        decoded: torch.Tensor = engine(codes.device).decode_rows(
+            codes.view(-1, fmt.cols),
+            words.view(-1, fmt.groups),
+            tensors["bases"][blocks],
+            tensors["exponents"][blocks],
+            fmt,
+        )
+        return decoded
 
 
 def quantize_weight(
@@ -75,41 +92,42 @@ def quantize_weight(
 
     Raises:
         NumericsError: `w` holds NaN or an infinity.
-        InvalidConfigError: `w` is empty.
+        InvalidConfigError: `w` is empty, or `importance` does not fit it.
     """
     fmt = resolve_format(w.shape[0], w.shape[1], config)
+    h = _importance(importance, fmt, w.device)
     bases = block_bases(_row_amax(w, fmt), fmt)
-    h = torch.ones(fmt.cols, device=w.device) if importance is None else importance.float().to(w.device)
     exponents = _exponents(w, h, bases, fmt, config, shared_exponent)
-    parts = [
-        _encode_rows(_take(w, h, bases, fmt, torch.arange(start, stop, device=w.device)), exponents, fmt)
-        for start, stop in _row_chunks(fmt)
-    ]
-    codes, words = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+
+    def encode(rows: range) -> tuple[torch.Tensor, torch.Tensor]:
+        sample = _sample(w, h, bases, fmt, rows)
+        run = engine(w.device)
+        found = run.search_rows(sample.w, h, sample.bases, exponents[_blocks(rows, fmt, w.device)], fmt)
+        return run.pack(found.codes, fmt.bits), run.pack(found.words, fmt.word_bits)
+
+    codes, words = (torch.cat(parts) for parts in zip(*_each_chunk(fmt, encode, w.device), strict=True))
     return QuantizedWeight(fmt, {"codes": codes, "scales": words, "bases": bases, "exponents": exponents})
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Some rows in groups: w and h float32 [n·groups, g], padded with 0; base int16 and block int64 [n·groups]."""
-
-    w: torch.Tensor
-    h: torch.Tensor
-    base: torch.Tensor
-    block: torch.Tensor
-
-
-def _row_chunks(fmt: WeightFormat) -> Iterator[tuple[int, int]]:
-    """Yield row ranges that start on whole bytes of both bit streams and on whole blocks."""
+def _chunks(fmt: WeightFormat) -> list[range]:
+    """Return row ranges that start on whole bytes of both bit streams and on whole blocks."""
     unit = max(8, fmt.block_rows)
     step = max(CHUNK_WEIGHTS // fmt.cols // unit, 1) * unit
-    for start in range(0, fmt.rows, step):
-        yield start, min(start + step, fmt.rows)
+    return [range(start, min(start + step, fmt.rows)) for start in range(0, fmt.rows, step)]
+
+
+def _each_chunk(fmt: WeightFormat, work: Callable[[range], T], device: torch.device) -> list[T]:
+    """Return `work` of each chunk in order, on as many threads as torch uses; the kernels hold no lock."""
+    chunks = _chunks(fmt)
+    threads = min(torch.get_num_threads(), len(chunks)) if device.type == "cpu" else 1
+    if threads == 1:
+        return [work(rows) for rows in chunks]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, chunks))
 
 
 def _row_amax(w: torch.Tensor, fmt: WeightFormat) -> torch.Tensor:
-    parts = [w[start:stop].abs().amax(1).float() for start, stop in _row_chunks(fmt)]
-    amax = torch.cat(parts)
+    amax = torch.cat([w[rows.start : rows.stop].abs().amax(1).float() for rows in _chunks(fmt)])
     if not bool(amax.isfinite().all()):
         row = int((~amax.isfinite()).nonzero()[0])
         raise NumericsError(
@@ -119,54 +137,48 @@ def _row_amax(w: torch.Tensor, fmt: WeightFormat) -> torch.Tensor:
     return amax
 
 
-def _sample_rows(fmt: WeightFormat, device: torch.device) -> torch.Tensor:
-    count = min(fmt.rows, max(SAMPLE_WEIGHTS // fmt.cols, 1))
-    return torch.arange(count, device=device) * fmt.rows // count
+def _importance(importance: torch.Tensor | None, fmt: WeightFormat, device: torch.device) -> torch.Tensor:
+    if importance is None:
+        return torch.ones(fmt.cols, device=device)
+    h = importance.to(device, torch.float32)
+    usable = h.shape == (fmt.cols,) and bool(h.isfinite().all()) and bool((h >= 0).all()) and bool(h.any())
+    if not usable:
+        raise InvalidConfigError(
+            f"importance of shape {tuple(h.shape)} does not fit {fmt.cols} columns, or holds unusable values",
+            hint="Give one finite, non-negative number for each column, not all zero.",
+        )
+    return h / h.mean()
 
 
-def _take(w: torch.Tensor, h: torch.Tensor, bases: torch.Tensor, fmt: WeightFormat, rows: torch.Tensor) -> _Rows:
-    padding = (0, fmt.groups * fmt.group_size - fmt.cols)
-    groups = torch.nn.functional.pad(w[rows].float(), padding).view(-1, fmt.group_size)
-    weights = torch.nn.functional.pad(h, padding).expand(len(rows), -1).reshape(-1, fmt.group_size)
-    blocks = (rows // fmt.block_rows).repeat_interleave(fmt.groups)
-    return _Rows(groups, weights, bases[blocks], blocks)
+def _blocks(rows: range, fmt: WeightFormat, device: torch.device) -> torch.Tensor:
+    return torch.arange(rows.start, rows.stop, rows.step, device=device) // fmt.block_rows
+
+
+def _sample(w: torch.Tensor, h: torch.Tensor, bases: torch.Tensor, fmt: WeightFormat, rows: range) -> Sample:
+    return Sample(w[rows.start : rows.stop : rows.step].float(), h, bases[_blocks(rows, fmt, w.device)], fmt)
 
 
 def _exponents(
     w: torch.Tensor, h: torch.Tensor, bases: torch.Tensor, fmt: WeightFormat, config: WeightConfig, shared: float | None
 ) -> torch.Tensor:
-    """Return uint8 [blocks, candidates]."""
+    """Return the stored exponents, uint8 [blocks, candidates]."""
     a = config.exponent.value if config.exponent.mode == "fixed" else shared
     if a is None and config.exponent.scope == "row":
-        chunks = (torch.arange(start, stop, device=w.device) for start, stop in _row_chunks(fmt))
-        rows = (_take(w, h, bases, fmt, chunk) for chunk in chunks)
-        return torch.cat([fit_row_exponents(r.w, r.h, r.base, fmt) for r in rows]).unsqueeze(1)
-    if a is None:
-        sample = _take(w, h, bases, fmt, _sample_rows(fmt, w.device))
-        a = fit_exponent(sample.w, sample.h, sample.base, fmt)
-    spread = GROUP_SPREAD if fmt.candidates > 1 else (1.0,)
-    codes = torch.tensor([exponent_code(a * factor) for factor in spread], dtype=torch.uint8, device=w.device)
-    return codes.expand(fmt.blocks, -1).contiguous()
+
+        def fit(rows: range) -> torch.Tensor:
+            return fit_row_exponents(_sample(w, h, bases, fmt, rows))
+
+        return torch.cat(_each_chunk(fmt, fit, w.device)).unsqueeze(1)
+    codes = (exponent_code(a),) * fmt.candidates if a is not None else _fit(w, h, bases, fmt)
+    return torch.tensor(codes, dtype=torch.uint8, device=w.device).expand(fmt.blocks, -1).contiguous()
 
 
-def _encode_rows(rows: _Rows, exponents: torch.Tensor, fmt: WeightFormat) -> tuple[torch.Tensor, torch.Tensor]:
-    tables = level_lookup(fmt.layout, fmt.bits, rows.w.device)[exponents[rows.block].long()]
-    found = search_groups(rows.w, rows.h, rows.base, tables, fmt)
-    codes = found.codes.view(-1, fmt.groups * fmt.group_size)[:, : fmt.cols]
-    return pack(codes, fmt.bits), pack(found.words, fmt.word_bits)
-
-
-def _decode_rows(weight: QuantizedWeight, start: int, stop: int) -> torch.Tensor:
-    fmt, tensors = weight.format, weight.tensors
-    blocks = torch.arange(start, stop, device=tensors["codes"].device) // fmt.block_rows
-    codes = _slice(tensors["codes"], fmt.bits, start * fmt.cols, stop * fmt.cols).view(-1, fmt.cols)
-    words = _slice(tensors["scales"], fmt.word_bits, start * fmt.groups, stop * fmt.groups).view(-1, fmt.groups)
-    scale, choice = decode_scales(words, tensors["bases"][blocks], fmt)
-    exponents = tensors["exponents"][blocks].long().gather(1, choice)
-    spread = torch.arange(fmt.cols, device=codes.device) // fmt.group_size
-    table = level_lookup(fmt.layout, fmt.bits, codes.device)
-    return table[exponents[:, spread], codes] * scale[:, spread]
+def _fit(w: torch.Tensor, h: torch.Tensor, bases: torch.Tensor, fmt: WeightFormat) -> tuple[int, ...]:
+    stride = max(fmt.rows * fmt.cols // SAMPLE_WEIGHTS, 1)
+    sample = _sample(w, h, bases, fmt, range(0, fmt.rows, min(stride, fmt.rows)))
+    return fit_candidates(sample) if fmt.candidates > 1 else (exponent_code(fit_exponent(sample)),)
 
 
 def _slice(packed: torch.Tensor, bits: int, start: int, stop: int) -> torch.Tensor:
-    return unpack(packed[start * bits // 8 :], bits, stop - start)
+    values: torch.Tensor = engine(packed.device).unpack(packed[start * bits // 8 :], bits, stop - start)
+    return values
