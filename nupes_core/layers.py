@@ -136,7 +136,7 @@ class QuantizedConv2d(QuantizedLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [n, in, height, width] to [n, out, …]."""
-        return self.to_float(x.dtype)(x)  # type: ignore[no-any-return, no-untyped-call]
+        return self.to_float(x.dtype)(x)
 
     @property
     def weight(self) -> torch.Tensor:

@@ -1,0 +1,114 @@
+"""The library's own command line: `python -m nupes_core`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nupes_core.__main__ import main
+from tests.core.tiny import save
+
+FAST = ("--group-size", "32", "--exponent", "0.8", "--quiet")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save("llama", tmp_path / "source")
+
+
+def _json(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, dict[str, Any]]:
+    code = main([*map(str, arguments), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_quantize_writes_an_artifact_and_prints_the_report(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, report = _json(capsys, "quantize", source, tmp_path / "out", "--bits", "3", *FAST)
+    assert code == 0
+    assert 3 < report["bits_per_weight"] < 4
+    assert {layer["bits"] for layer in report["layers"] if layer["skipped_reason"] is None} == {3}
+    assert (tmp_path / "out" / "manifest.json").is_file()
+
+
+def test_options_reach_the_configuration(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--layout", "paper", "--exclude", "mlp", "--exclude", "lm_head", "--seed", "3", "--scale-bits", "7")
+    main(["quantize", str(source), str(tmp_path / "out"), *FAST, *options])
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    config = manifest["config"]
+    assert config["seed"] == 3
+    assert config["layers"]["exclude"] == ["mlp", "lm_head"]
+    assert (config["weights"]["layout"], config["weights"]["scale_bits"]) == ("paper", 7)
+    assert config["weights"]["exponent"] == {"mode": "fixed", "scope": "layer", "value": 0.8}
+    assert "bits_per_weight" in capsys.readouterr().out
+
+
+def test_several_formats_get_a_folder_each(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["quantize", str(source), str(tmp_path / "out"), *FAST, "--format", "nupes", "--format", "dense"])
+    capsys.readouterr()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["dense", "nupes"]
+
+
+def test_evaluate_prints_the_documented_keys(booklm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Call me Ishmael. Some years ago, never mind how long precisely. " * 20)
+    arguments = ("--text", text, "--context", "32", "--max-tokens", "65", "--baseline", booklm, "--quiet")
+    code, found = _json(capsys, "evaluate", booklm, *arguments)
+    assert code == 0
+    assert {"perplexity", "tokens", "kl", "top1_agreement", "bits_per_weight"} <= set(found)
+    assert (found["tokens"], found["kl"], found["top1_agreement"]) == (64, 0.0, 1.0)
+
+
+def test_evaluate_without_a_text_measures_fidelity(booklm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--context", "16", "--max-tokens", "32", "--baseline", booklm, "--quiet")
+    code, found = _json(capsys, "evaluate", booklm, *arguments)
+    assert (code, found["source"], found["tokens"]) == (0, "sampled", 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--bits", "1"), "invalid_config"),
+        (("--bits", "9"), "invalid_config"),
+        (("--group-size", "0"), "invalid_config"),
+        (("--exponent", "7"), "invalid_config"),
+        (("--exclude", "("), "invalid_config"),
+        (("--exclude", "."), "no_quantizable_layers"),
+    ],
+)
+def test_bad_settings_exit_with_2_and_one_clear_line(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: str
+) -> None:
+    assert main(["quantize", str(source), str(tmp_path / "out"), "--json", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["error"]["code"] == code
+    lines = captured.err.strip().splitlines()
+    assert lines[-1].startswith(f"error [{code}]: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_folder_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(tmp_path / "none"), "--text", str(tmp_path / "none.txt")]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "--text" in capsys.readouterr().err
+
+
+def test_quantize_evaluate_probe_and_check_work_as_processes(source: Path, tmp_path: Path) -> None:
+    out, probe = tmp_path / "out", tmp_path / "probe.json"
+
+    def run(*arguments: str | Path) -> str:
+        command = [sys.executable, "-m", "nupes_core", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    run("quantize", source, out, *FAST, "--optimize", "data-free")
+    probe.write_text(run("probe", out, "--json"))
+    checked = json.loads(run("check", out, "--source", source, "--expect", probe, "--json"))
+    assert checked["forward"] is True
+    assert checked["matrices"] == checked["compared"] == 14
+    assert checked["difference"] < 1e-3
