@@ -21,8 +21,14 @@ CHUNK_BYTES = 16 << 20
 
 _NO_PREALLOCATION = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
-TORCH_DTYPES: dict[str, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-"""Dtypes that are read as tensors; all others are copied as bytes."""
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    "U8": torch.uint8,
+    "I16": torch.int16,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+}
+"""Dtypes that are read as tensors: of weights, and of their stored parts. All others are copied as bytes."""
 
 
 class ShardReader:
@@ -76,14 +82,14 @@ class ShardReader:
             yield start, self.read_bytes(name, start, min(start + size, total))
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return entries `start` to `stop` of the first dimension of a BF16, F16 or F32 tensor."""
+        """Return entries `start` to `stop` of the first dimension of a tensor of `TORCH_DTYPES`."""
         info = self._tensors[name]
         row = info.nbytes // info.shape[0]
         content = self.read_bytes(name, start * row, stop * row)
         return as_tensor(content, info.dtype).view(stop - start, *info.shape[1:])
 
     def read(self, name: str) -> torch.Tensor:
-        """Return a BF16, F16 or F32 tensor."""
+        """Return a tensor of `TORCH_DTYPES`."""
         info = self._tensors[name]
         return as_tensor(self.read_bytes(name), info.dtype).view(info.shape)
 

@@ -36,11 +36,11 @@ class Checkpoint:
         return self._owners[name][1]
 
     def read(self, name: str) -> torch.Tensor:
-        """Return a BF16, F16 or F32 tensor."""
+        """Return a tensor of a dtype that torch computes with."""
         return self._reader(name).read(name)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return entries `start` to `stop` of the first dimension of a BF16, F16 or F32 tensor."""
+        """Return entries `start` to `stop` of the first dimension of a tensor of a dtype that torch computes with."""
         return self._reader(name).read_rows(name, start, stop)
 
     def chunks(self, name: str) -> Iterator[tuple[int, bytearray]]:

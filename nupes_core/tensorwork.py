@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from nupes_core.checkpoint import TORCH_DTYPES, as_tensor
+from nupes_core.checkpoint import as_tensor
 from nupes_core.errors import NumericsError
 from nupes_core.planned import Coding, PlannedTensor
 from nupes_core.quality import WeightError, weight_error
+from nupes_core.selection import FLOAT_DTYPES
 from nupes_core.sources import Checkpoint
 from nupes_core.weight import QuantizedWeight, quantize_weight
 from nupes_core.workfolder import WorkFolder, commit_key
@@ -81,6 +82,6 @@ def check_finite(tensor: PlannedTensor, content: bytearray) -> None:
     Raises:
         NumericsError: it holds NaN or an infinity.
     """
-    learnt = tensor.dtype in TORCH_DTYPES and tensor.name.rpartition(".")[2] in _LEARNT
+    learnt = tensor.dtype in FLOAT_DTYPES and tensor.name.rpartition(".")[2] in _LEARNT
     if learnt and not bool(as_tensor(content, tensor.dtype).isfinite().all()):
         raise NumericsError(f"{tensor.name} holds NaN or an infinity", hint=_HINT)

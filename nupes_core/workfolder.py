@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from nupes_core.checkpoint import ShardReader, ShardWriter, as_tensor, tensor_bytes
+from nupes_core.checkpoint import ShardReader, ShardWriter, tensor_bytes
 from nupes_core.config import WeightConfig
 from nupes_core.errors import UnsafeFileError
 from nupes_core.header import TensorSpec, build_header
@@ -33,7 +33,7 @@ class WorkFolder:
             with ShardReader(path) as reader:
                 if {(t.name, t.dtype, t.shape) for t in reader.header.tensors} != _expected(fmt):
                     return None
-                return QuantizedWeight(fmt, {suffix: _stored(reader, suffix) for suffix in tensor_specs(fmt)})
+                return QuantizedWeight(fmt, {suffix: reader.read(suffix) for suffix in tensor_specs(fmt)})
         except UnsafeFileError:
             return None
 
@@ -79,8 +79,3 @@ def code_version() -> str:
 
 def _expected(fmt: WeightFormat) -> set[tuple[str, str, tuple[int, ...]]]:
     return {(suffix, dtype, shape) for suffix, (shape, dtype) in tensor_specs(fmt).items()}
-
-
-def _stored(reader: ShardReader, suffix: str) -> torch.Tensor:
-    info = reader.info(suffix)
-    return as_tensor(reader.read_bytes(suffix), info.dtype).view(info.shape)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nupes_core.config import QuantizationConfig, WeightConfig
+from nupes_core.errors import LoadCheckError
+from nupes_core.manifest import finalize, read_manifest
+from nupes_core.pipeline import quantize
+from nupes_core.report import Report
+from tests import models
+
+CONFIG = QuantizationConfig(weights=WeightConfig(bits=3, group_size=16), seed=5)
+SOURCE = {"repo_id": "someone/tiny", "revision": "abc123", "license": "apache-2.0"}
+METRICS = {"baseline": {"perplexity": 10.0}, "quantized": {"perplexity": 10.5, "kl": 0.01}}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return models.llama(tmp_path / "src")
+
+
+@pytest.fixture
+def made(source: Path, tmp_path: Path) -> tuple[Path, Report]:
+    return tmp_path / "out", quantize(source, tmp_path / "out", CONFIG, source=SOURCE)
+
+
+def sums_hold(folder: Path) -> bool:
+    listed = {line.split("  ", 1)[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
+    assert listed == {path.name for path in folder.iterdir()} - {"SHA256SUMS"}
+    return subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=folder, check=False).returncode == 0
+
+
+def test_the_manifest_accounts_for_every_input_and_output(made: tuple[Path, Report], source: Path) -> None:
+    folder, report = made
+    manifest = read_manifest(folder)
+    for name, entry in manifest["inputs"].items():
+        content = (source / name).read_bytes()
+        assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    assert set(manifest["inputs"]) == {path.name for path in source.iterdir()}
+    assert set(manifest["outputs"]) == {
+        path.name for path in folder.iterdir() if path.name not in {"manifest.json", "README.md", "SHA256SUMS"}
+    }
+    assert manifest["config"] == json.loads(json.dumps(CONFIG.to_dict()))
+    assert QuantizationConfig.from_dict(manifest["config"]) == CONFIG
+    assert manifest["source"] == SOURCE
+    assert manifest["seed"] == 5
+    assert {"nupes", "torch", "python"} <= set(manifest["versions"])
+    assert manifest["totals"]["coverage_pct"] == report.coverage_pct
+    assert len(manifest["layers"]) == len(report.layers)
+    assert manifest["metrics"] is None
+    assert "tokenizer_config.json: dropped auto_map" in manifest["findings"]
+
+
+def test_nothing_in_it_depends_on_the_clock(made: tuple[Path, Report]) -> None:
+    assert "seconds" not in (made[0] / "manifest.json").read_text()
+
+
+def test_checksums_hold_before_and_after_metrics_are_added(made: tuple[Path, Report]) -> None:
+    folder, _ = made
+    assert sums_hold(folder)
+    manifest = finalize(folder, metrics=METRICS, source={"model_id": "mdl_1"})
+    assert sums_hold(folder)
+    assert read_manifest(folder) == manifest
+    assert manifest["metrics"] == {"protocol": "nupes-eval-1", **METRICS}
+    assert manifest["source"] == {"model_id": "mdl_1"}
+
+
+def test_adding_the_same_metrics_twice_changes_nothing(made: tuple[Path, Report]) -> None:
+    folder, _ = made
+    finalize(folder, metrics=METRICS)
+    once = {path.name: path.read_bytes() for path in folder.iterdir()}
+    finalize(folder, metrics=METRICS)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == once
+
+
+def test_the_model_card_loads_the_model_in_two_lines_and_shows_the_cost(made: tuple[Path, Report]) -> None:
+    folder, _ = made
+    finalize(folder, metrics=METRICS)
+    card = (folder / "README.md").read_text()
+    assert 'import nupes_core\nmodel = nupes_core.load("' in card
+    assert "| quantized perplexity | 10.5 |" in card
+    assert "base_model: someone/tiny" in card
+    assert "license: apache-2.0" in card
+
+
+def test_a_source_cannot_smuggle_markup_into_the_card(made: tuple[Path, Report]) -> None:
+    folder, _ = made
+    finalize(folder, source={"repo_id": "x\n---\n<script>", "license": "a: b"})
+    card = (folder / "README.md").read_text()
+    assert "script" not in card
+    assert "a: b" not in card
+
+
+def test_a_dense_card_needs_only_transformers(source: Path, tmp_path: Path) -> None:
+    quantize(source, tmp_path / "dense", CONFIG, formats=("dense",))
+    card = (tmp_path / "dense/README.md").read_text()
+    assert "from transformers import" in card
+    assert "nupes_core.load" not in card
+
+
+def test_a_damaged_artifact_is_not_finalized(made: tuple[Path, Report]) -> None:
+    folder, _ = made
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(LoadCheckError, match=r"model\.safetensors"):
+        finalize(folder, metrics=METRICS)
+
+
+def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path) -> None:
+    with pytest.raises(LoadCheckError, match=r"manifest\.json"):
+        finalize(tmp_path, metrics=METRICS)
