@@ -36,13 +36,15 @@ GENERATE = """
 import sys
 import nupes_core
 from transformers import AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
+disable_progress_bar()
 folder = sys.argv[1]
 model = nupes_core.load(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 prompt = tokenizer("The old man looked at the sea and", return_tensors="pt")
 tokens = model.generate(**prompt, max_new_tokens=24, do_sample=False, repetition_penalty=1.3)
-print(tokenizer.decode(tokens[0], skip_special_tokens=True))
+print(tokenizer.decode(tokens[0], skip_special_tokens=True).strip())
 """
 
 

@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "jobs": jobs.jobs,
     "job": jobs.job,
     "cancel": jobs.cancel,
+    "retry": jobs.retry,
     "layers": jobs.layers,
     "artifacts": artifacts.artifacts,
     "models": models.models,

@@ -1,4 +1,4 @@
-"""`nupes jobs`, `job`, `cancel`, `layers`."""
+"""`nupes jobs`, `job`, `cancel`, `retry`, `layers`."""
 
 from __future__ import annotations
 
@@ -103,6 +103,19 @@ def cancel(job_id: o.JobId, json: o.Json = False) -> None:
         output.print_json(found)
     else:
         output.print_line(f"job {found.id} {found.status.value}")
+
+
+def retry(job_id: o.JobId, json: o.Json = False) -> None:
+    """Submit the wish of an ended job again; prints the new job."""
+    from nupes_client.cli import output
+    from nupes_client.client import Client
+
+    with Client() as client:
+        made = client.jobs.retry(job_id)
+    if json:
+        output.print_json(made)
+    else:
+        output.print_line(made.id)
 
 
 def layers(job_id: o.JobId, json: o.Json = False) -> None:

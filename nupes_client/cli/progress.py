@@ -105,6 +105,9 @@ def _fraction(job: Job) -> float:
 
 
 def _detail(job: Job) -> str:
-    if job.is_terminal or not job.progress.total:
+    progress = job.progress
+    if job.is_terminal or progress.current >= progress.total:  # not counted, or left over from the phase before
         return ""
-    return f"{job.progress.current}/{job.progress.total} {job.progress.unit}"
+    if progress.unit == "bytes":
+        return f"{output.size(progress.current)} of {output.size(progress.total)}"
+    return f"{progress.current:,} of {progress.total:,} {progress.unit}"

@@ -36,8 +36,8 @@ def result_rows(result: JobResult) -> list[Row]:
     before_bits = 8 * result.bytes_before / result.params if result.params else None
     rows: list[Row] = [
         ("size", output.size(result.bytes_before), output.size(result.bytes_after), f"{kept - 1:+.1%}"),
-        ("bits per quantized weight", output.number(before_bits), output.number(result.bits_per_weight), ""),
-        ("parameters quantized", "", f"{result.coverage_pct:.1f} %", ""),
+        ("bits per quantized weight", output.number(before_bits, 3), output.number(result.bits_per_weight), ""),
+        ("parameters quantized", "", f"{result.coverage_pct:.1f}%", ""),
     ]
     metrics = result.metrics
     if metrics is None:
@@ -48,7 +48,7 @@ def result_rows(result: JobResult) -> list[Row]:
     if metrics.quantized.kl is not None:
         rows.append(("KL per token (nats)", "0", output.number(metrics.quantized.kl), ""))
     if metrics.quantized.top1_agreement is not None:
-        rows.append(("same top token", "100 %", f"{metrics.quantized.top1_agreement:.1%}", ""))
+        rows.append(("same top token", "100.0%", f"{metrics.quantized.top1_agreement:.1%}", ""))
     return rows
 
 

@@ -86,6 +86,13 @@ class Jobs:
         response = self._transport.request("POST", f"/v1/jobs/{job_id}/cancel", repeatable=True)
         return Job.model_validate_json(response.content)
 
+    def retry(self, job_id: str) -> Job:
+        """Submit the wish of an ended job again; asking twice for the same job's retry gives the same new job."""
+        headers = {"Idempotency-Key": f"nupes-retry-{job_id}"}
+        return Job.model_validate_json(
+            self._transport.request("POST", f"/v1/jobs/{job_id}/retry", headers=headers).content
+        )
+
     def wait(
         self, job_id: str, *, timeout_s: float | None = None, on_update: Callable[[Job], None] | None = None
     ) -> Job:

@@ -191,6 +191,17 @@ def test_cancel_twice_is_fine(job_id: str, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.count("cancelled") == 2
 
 
+def test_an_ended_job_is_retried_as_a_new_one(
+    service: RunningService, job_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["retry", job_id]) == 6
+    assert "only an ended job" in capsys.readouterr().err
+    work.fail(service.database, job_id)
+    assert [run(["retry", job_id]), run(["retry", job_id])] == [0, 0]
+    printed = capsys.readouterr().out.split()
+    assert printed[0] == printed[1] != job_id
+
+
 def test_a_narrow_pipe_cuts_no_ids(job_id: str) -> None:
     shown = subprocess.run(
         [NUPES, "jobs"], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "40"}
