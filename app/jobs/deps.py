@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import Depends, Query
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from starlette.requests import Request
 
 from app.core.deps import Database_, Settings_, Store
+from app.core.problems import ValidationProblem
 from app.jobs.repository import JobFilter
 from app.jobs.submission import Context
 from app.jobs.watch import JobWatcher
+from nupes_client.schemas.base import Label, LabelValue
 from nupes_client.schemas.jobs import JobStatus
 
 _LABEL = "label."
+_LABELS = TypeAdapter(dict[Label, LabelValue])
 
 
 async def _watcher(request: Request) -> JobWatcher:
@@ -42,7 +45,16 @@ def _filter(
 
 def _labels(request: Request) -> dict[str, str]:
     """`label.k=v` for each label that must be there; the names are free, so they are in no signature."""
-    return {key.removeprefix(_LABEL): value for key, value in request.query_params.items() if key.startswith(_LABEL)}
+    found = {key.removeprefix(_LABEL): value for key, value in request.query_params.items() if key.startswith(_LABEL)}
+    try:
+        return _LABELS.validate_python(found)
+    except ValidationError as error:
+        name = error.errors()[0]["loc"][0]
+        raise ValidationProblem(
+            f"no job can have the label {name!r}: {error.errors()[0]['msg']}",
+            code="invalid_label",
+            pointer=f"/query/{_LABEL}{name}",
+        ) from error
 
 
 Watcher = Annotated[JobWatcher, Depends(_watcher)]

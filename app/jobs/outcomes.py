@@ -16,17 +16,10 @@ from sqlalchemy.orm import Session
 
 from app.db.tables import Artifact, Job, JobLayer
 from app.jobs.gates import evaluate_gates
-from app.jobs.transitions import Fence, enqueue, record, transition
+from app.jobs.transitions import AT_START, Fence, enqueue, record, transition
 from nupes_client.schemas.jobs import JobError, JobPhase, JobResult, JobSpec, JobStatus, Layer, ProgressInfo
 from nupes_client.schemas.problems import JobErrorCode
 
-_AT_START: dict[str, Any] = {
-    "phase": None,
-    "progress_fraction": 0.0,
-    "progress_current": 0,
-    "progress_total": 0,
-    "eta_seconds": None,
-}
 _UNHELD: dict[str, Any] = {"lease_owner": None, "lease_until": None, "worker_id": None}
 
 
@@ -117,7 +110,7 @@ def requeue(session: Session, job: Job, fence: Fence | None, *, reason: str) -> 
     `fence` is None for the reaper; a worker that shuts down gives its own.
     """
     _lock(session, job)
-    transition(session, job, JobStatus.QUEUED, fence=fence, data={"reason": reason}, **_AT_START, **_UNHELD)
+    transition(session, job, JobStatus.QUEUED, fence=fence, data={"reason": reason}, **AT_START, **_UNHELD)
     enqueue(session, job)
 
 

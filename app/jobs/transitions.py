@@ -25,6 +25,16 @@ LEGAL: dict[JobStatus, frozenset[JobStatus]] = {
 }
 
 
+AT_START: dict[str, Any] = {
+    "phase": None,
+    "progress_fraction": 0.0,
+    "progress_current": 0,
+    "progress_total": 0,
+    "eta_seconds": None,
+}
+"""Where an attempt begins."""
+
+
 @dataclass(frozen=True)
 class Fence:
     """Proof of holding a job: every write of a worker repeats it, so a zombie whose lease was taken writes nothing."""
@@ -168,6 +178,7 @@ def claim(session: Session, job_id: str, owner: str, lease_s: float) -> Fence | 
             lease_until=moment + timedelta(seconds=lease_s),
             worker_id=owner,
             started_at=job.started_at or moment,
+            **AT_START,
         )
         .execution_options(synchronize_session=False)
     )

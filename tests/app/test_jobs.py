@@ -279,7 +279,16 @@ def test_filters_narrow_a_list_together(api: Api) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["status=done", "created_after=2026-01-01T00:00:00", "verdict=maybe", "limit=0", "limit=201", "cursor=x"],
+    [
+        "status=done",
+        "created_after=2026-01-01T00:00:00",
+        "verdict=maybe",
+        "limit=0",
+        "limit=201",
+        "cursor=x",
+        "label.=x",
+        "label.%22=x",
+    ],
 )
 def test_a_filter_that_makes_no_sense_is_refused(lite: Api, query: str) -> None:
     assert lite.get(f"/v1/jobs?{query}").status_code == 422
