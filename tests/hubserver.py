@@ -163,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._content(content, {**headers, "ETag": f'"{_git_oid(content)}"'})
             return
         linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
-        location = f"{self.hub.url}/storage/{repo}/-/{path}"
+        location = f"{self.hub.url}/storage/{repo}/-/{path}".replace("127.0.0.1", "localhost")  # another host, as there
         self._send(302, b"", {**headers, **linked, "Location": location})
 
     def _storage(self, repo: str, path: str) -> None:

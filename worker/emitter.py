@@ -33,7 +33,3 @@ class Emitter:
     def log(self, message: str, level: str = "info") -> None:
         """A line for the user: no paths, no secrets."""
         self.send("log", level=level, message=message)
-
-    def error(self, code: str, message: str, *, hint: str | None = None, retryable: bool = False) -> None:
-        """Why the child gives up."""
-        self.send("error", code=code, message=message, hint=hint, retryable=retryable)

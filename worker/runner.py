@@ -35,6 +35,8 @@ def run(folder: JobFolder, emitter: Emitter) -> None:
     config = QuantizationConfig.from_dict(orders["config"])
     emitter.phase("validating")
     model = open_folder(folder.model)
+    for finding in model.findings:
+        emitter.log(finding)
     plan = plan_headers(model.headers, model.config, config, formats=orders["formats"])
     _check_disk(folder, plan, orders["min_free_disk_bytes"])
     report = _quantize(folder, orders, config, emitter)

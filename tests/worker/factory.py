@@ -107,7 +107,7 @@ def wait_for(condition: Callable[[], Any], timeout_s: float, what: str = "condit
     raise AssertionError(f"{what}: not within {timeout_s} s")
 
 
-def wait_for_end(database: Database, job_id: str, timeout_s: float = 120) -> Job:
+def wait_for_end(database: Database, job_id: str, timeout_s: float = 240) -> Job:
     """Return the job once it has ended."""
 
     def ended() -> Job | None:

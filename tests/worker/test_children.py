@@ -1,0 +1,242 @@
+"""What fetcher and runner do, and what they say when they can not."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import SecretStr
+from safetensors.numpy import load_file, save_file
+
+from app.settings import Settings
+from app.storage import open_store
+from nupes_core.config import QuantizationConfig
+from nupes_core.errors import UnsafeFileError
+from tests.hubserver import Hub, hub_server
+from tests.worker.factory import write_tiny_llama
+from worker import environment
+from worker.child import Command
+from worker.reasons import describe
+from worker.supervisor import supervise
+from worker.workfolder import JobFolder, job_folder
+
+WEIGHTS = bytes(range(256)) * 100
+SMALL = b'{"model_type": "llama"}'
+
+
+@pytest.fixture
+def settings(make_settings: Callable[..., Settings]) -> Settings:
+    return make_settings(hub_token=SecretStr("hf_secret"))
+
+
+@pytest.fixture
+def folder(settings: Settings) -> JobFolder:
+    return job_folder(settings.work_dir, "job_1")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with hub_server() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_of_the_operators_shell")
+        yield hub
+
+
+def _run(settings: Settings, folder: JobFolder, module: str) -> list[dict[str, Any]]:
+    make_env = environment.online if module == "worker.fetcher" else environment.offline
+    env = make_env(settings, folder)
+    events: list[dict[str, Any]] = []
+    supervise(Command(module, [str(folder.path)], env, folder.path, folder.log), events.append, lambda: None, 1.0)
+    return events
+
+
+def _error(events: list[dict[str, Any]]) -> dict[str, Any]:
+    errors = [event for event in events if event["type"] == "error"]
+    assert len(errors) == 1, events
+    return errors[0]
+
+
+def _files(**files: bytes) -> list[dict[str, Any]]:
+    names = {name.replace("__", "."): content for name, content in files.items()}
+    return [{"path": name, "size": len(content), "sha256": None} for name, content in names.items()]
+
+
+def _hub_orders(files: list[dict[str, Any]], repo_id: str = "org/m", commit: str = "") -> dict[str, Any]:
+    source = {"type": "hub", "repo_id": repo_id, "commit": commit or "1234567890abcdef1234567890abcdef12345678"}
+    return {"source": source, "files": files, "text_sha256": None}
+
+
+def test_hub_files_arrive_whole_with_the_service_s_token_and_nothing_else_stays(
+    settings: Settings, folder: JobFolder, hub: Hub
+) -> None:
+    hub.add("org/m", {"config.json": SMALL, "model.safetensors": WEIGHTS}, token="hf_secret")
+    files = _files(config__json=SMALL, model__safetensors=WEIGHTS, modeling__py=b"import os")
+    files[1]["sha256"] = hashlib.sha256(WEIGHTS).hexdigest()
+    folder.prepare(_hub_orders(files))
+    events = _run(settings, folder, "worker.fetcher")
+    assert [event["type"] for event in events] == ["phase", "progress", "progress"], folder.log.read_text()
+    assert (folder.model / "model.safetensors").read_bytes() == WEIGHTS
+    assert {path.name for path in folder.model.iterdir()} == {"config.json", "model.safetensors"}
+    assert not (folder.scratch / "hub").exists()
+
+
+def test_a_gated_model_is_said_to_be_gated(settings: Settings, folder: JobFolder, hub: Hub) -> None:
+    hub.add("org/m", {"config.json": SMALL}, gated=True)
+    folder.prepare(_hub_orders(_files(config__json=SMALL)))
+    error = _error(_run(settings, folder, "worker.fetcher"))
+    assert (error["code"], error["retryable"]) == ("model_gated", False)
+    assert "hf_secret" not in json.dumps(error)
+
+
+@pytest.mark.parametrize(("repo_id", "commit"), [("org/gone", ""), ("org/m", "f" * 40)])
+def test_a_model_that_vanished_from_the_hub_is_not_found(
+    settings: Settings, folder: JobFolder, hub: Hub, repo_id: str, commit: str
+) -> None:
+    hub.add("org/m", {"config.json": SMALL}, token="hf_secret")
+    folder.prepare(_hub_orders(_files(config__json=SMALL), repo_id, commit))
+    assert _error(_run(settings, folder, "worker.fetcher"))["code"] == "model_not_found"
+
+
+def test_a_hub_that_fails_is_worth_another_attempt(settings: Settings, folder: JobFolder, hub: Hub) -> None:
+    hub.add("org/m", {"config.json": SMALL})
+    hub.status = 418  # the client itself repeats requests that end with 5xx, for half a minute
+    folder.prepare(_hub_orders(_files(config__json=SMALL)))
+    error = _error(_run(settings, folder, "worker.fetcher"))
+    assert (error["code"], error["retryable"]) == ("download_failed", True)
+
+
+def test_content_with_another_checksum_or_size_than_promised_is_refused(
+    settings: Settings, folder: JobFolder, hub: Hub
+) -> None:
+    hub.add("org/m", {"model.safetensors": WEIGHTS})
+    wrong_sum, wrong_size = _files(model__safetensors=WEIGHTS), _files(model__safetensors=WEIGHTS[1:])
+    wrong_sum[0]["sha256"] = "0" * 64
+    for files in (wrong_sum, wrong_size):
+        folder.prepare(_hub_orders(files))
+        assert _error(_run(settings, folder, "worker.fetcher"))["code"] == "download_failed"
+        assert list(folder.model.iterdir()) == []
+
+
+def test_blobs_are_linked_not_copied_and_a_missing_one_is_reported(settings: Settings, folder: JobFolder) -> None:
+    blob = open_store(settings).put_stream([WEIGHTS])
+    files = [{"path": "model.safetensors", "size": blob.size, "sha256": blob.sha256}]
+    orders = {"source": {"type": "upload"}, "files": files, "text_sha256": None}
+    folder.prepare(orders)
+    assert _run(settings, folder, "worker.fetcher")[-1]["type"] == "progress"
+    assert (folder.model / "model.safetensors").stat().st_nlink == 2
+    folder.prepare({**orders, "text_sha256": "0" * 64})
+    assert _error(_run(settings, folder, "worker.fetcher"))["code"] == "download_failed"
+
+
+@pytest.mark.parametrize("path", ["../evil.json", "a/../../evil.json", "/etc/evil.json"])
+def test_a_file_name_is_never_a_path(settings: Settings, folder: JobFolder, path: str) -> None:
+    blob = open_store(settings).put_stream([SMALL])
+    files = [{"path": path, "size": blob.size, "sha256": blob.sha256}]
+    folder.prepare({"source": {"type": "upload"}, "files": files, "text_sha256": None})
+    assert _error(_run(settings, folder, "worker.fetcher"))["code"] == "unsafe_file"
+
+
+def test_children_get_only_what_they_need(
+    settings: Settings, folder: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {"NUPES_DATABASE_URL": "x", "NUPES_SECRET_KEY": "x", "AWS_SECRET_ACCESS_KEY": "x", "HF_TOKEN": "x"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    offline, online = environment.offline(settings, folder), environment.online(settings, folder)
+    assert not {name for name in offline if name.startswith(("NUPES_", "AWS_")) or "TOKEN" in name} - {
+        "TOKENIZERS_PARALLELISM"
+    }
+    assert offline["HF_HUB_OFFLINE"] == offline["TRANSFORMERS_OFFLINE"] == "1"
+    assert online["NUPES_HUB_TOKEN"] == "hf_secret"
+    assert not {"NUPES_DATABASE_URL", "NUPES_SECRET_KEY", "NUPES_BROKER_URL", "HF_TOKEN"} & set(online)
+
+
+def _runner_orders(**changes: Any) -> dict[str, Any]:
+    orders = {
+        "config": QuantizationConfig().to_dict(),
+        "formats": ["nupes"],
+        "evaluation": None,
+        "origin": {"type": "upload"},
+        "seed": 0,
+        "min_free_disk_bytes": 0,
+    }
+    return {**orders, **changes}
+
+
+def _no_layers(_model: Path) -> dict[str, Any]:
+    return _runner_orders(config=QuantizationConfig.from_dict({"layers": {"exclude": ["."]}}).to_dict())
+
+
+def _no_room(_model: Path) -> dict[str, Any]:
+    return _runner_orders(min_free_disk_bytes=1 << 60)
+
+
+def _truncated(model: Path) -> dict[str, Any]:
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    return _runner_orders()
+
+
+def _not_a_number(model: Path) -> dict[str, Any]:
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = np.nan
+    save_file(tensors, model / "model.safetensors")
+    return _runner_orders()
+
+
+def _context_too_long(_model: Path) -> dict[str, Any]:
+    return _runner_orders(evaluation={"metrics": ["fidelity"], "context": 100_000, "max_tokens": 1000})
+
+
+@pytest.mark.parametrize(
+    ("prepare", "code"),
+    [
+        (_no_layers, "no_quantizable_layers"),
+        (_no_room, "disk_full"),
+        (_truncated, "unsafe_file"),
+        (_not_a_number, "numerics_nan"),
+        (_context_too_long, "eval_failed"),
+    ],
+)
+def test_the_runner_says_why_it_can_not(
+    settings: Settings, folder: JobFolder, prepare: Callable[[Path], dict[str, Any]], code: str
+) -> None:
+    folder.prepare({})
+    folder.model.rmdir()
+    write_tiny_llama(folder.model)
+    folder.prepare(prepare(folder.model))
+    error = _error(_run(settings, folder, "worker.runner"))
+    assert error["code"] == code, folder.log.read_text()
+    assert str(folder.path) not in json.dumps(error)
+
+
+def _raised_from(cause: BaseException) -> Exception:
+    try:
+        raise RuntimeError("wrapped") from cause
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), "oom_host"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "oom_host"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "oom_device"),
+        (_raised_from(OSError(errno.ENOSPC, "No space left on device")), "disk_full"),
+        (ValueError("token hf_abc in /root/x"), "internal"),
+        (UnsafeFileError("/data/job/model/a.bin is code"), "unsafe_file"),
+    ],
+)
+def test_every_exception_becomes_a_code_of_the_closed_list_without_paths_or_secrets(
+    error: Exception, code: str
+) -> None:
+    reason = describe(error, Path("/data/job"))
+    assert reason["code"] == code
+    assert not {"hf_abc", "/data", "/root"} & set(reason["message"].replace("/", " /").split())
