@@ -20,8 +20,8 @@ def schema_version(session: Session) -> str | None:
 
 def jobs_by_status(session: Session) -> dict[str, int]:
     """How many jobs are in each status that occurs."""
-    rows = session.execute(select(Job.status, func.count()).group_by(Job.status))
-    return dict(rows.tuples().all())
+    rows = session.execute(select(Job.status, func.count()).group_by(Job.status)).all()
+    return {row[0]: row[1] for row in rows}
 
 
 def queues(session: Session) -> Sequence[Row[str, int, datetime]]:

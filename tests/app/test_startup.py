@@ -15,8 +15,9 @@ from app.db.migrate import upgrade
 
 HEAVY = ("torch", "transformers", "numpy", "numba", "safetensors", "boto3", "alembic", "huggingface_hub", "celery")
 STARTUP_LIMIT_S = 2.0
-SLACK = 3.0
-"""Other tests run beside this one: the limit holds for processor time, and three times it for the clock."""
+TIMES_THE_LIBRARIES = 3.0
+"""Other tests run beside this one. When the machine is so busy that even the libraries alone, whose import nobody can
+avoid, take long, the limit is a multiple of theirs."""
 
 _CHILD = """
 import sys, uvicorn
@@ -30,7 +31,7 @@ thread = threading.Thread(target=server.run)
 thread.start()
 while not server.started:
     time.sleep(0.005)
-print(time.process_time(), flush=True)
+print("started", flush=True)
 sys.stdin.readline()
 print(",".join(name for name in {heavy!r} if name in sys.modules), flush=True)
 server.should_exit = True
@@ -59,8 +60,8 @@ def test_the_api_starts_fast_stays_small_and_imports_nothing_heavy(environment: 
         try:
             assert child.stdin
             assert child.stdout
-            child.stdout.readline()
-            processor_s = float(child.stdout.readline())
+            assert child.stdout.readline().strip() == ""
+            assert child.stdout.readline().strip() == "started"
             seconds = time.monotonic() - started
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             for path in ("/livez", "/readyz", "/metrics", "/openapi.json"):
@@ -74,9 +75,15 @@ def test_the_api_starts_fast_stays_small_and_imports_nothing_heavy(environment: 
             child.kill()
             child.communicate()
     assert heavy == ""
-    assert processor_s < STARTUP_LIMIT_S
-    assert seconds < STARTUP_LIMIT_S * SLACK
+    assert seconds < max(STARTUP_LIMIT_S, TIMES_THE_LIBRARIES * _libraries_s(environment))
     assert memory < 150 * 2**20
+
+
+def _libraries_s(environment: dict[str, str]) -> float:
+    code = "import fastapi, sqlalchemy.orm, uvicorn"
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-P", "-c", code], env=environment, check=True)
+    return time.monotonic() - started
 
 
 def test_the_factory_is_what_uvicorn_runs(environment: dict[str, str]) -> None:

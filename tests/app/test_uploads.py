@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -205,8 +206,13 @@ def test_an_upload_expires(client: TestClient, send: Sender, database: Database)
         assert service.purge_expired(session) == 1
 
 
+def test_text_that_a_database_can_not_hold_is_no_internal_error(client: TestClient) -> None:
+    """PostgreSQL stores no NUL character; SQLite does."""
+    assert client.post("/v1/uploads", json={"filename": "a\x00b", "size": 1}).status_code in {201, 422}
+    assert client.get("/v1/uploads/%00").status_code in {404, 422}
+
+
 def _wait(condition: Callable[[], bool]) -> None:
-    import time
 
     deadline = time.monotonic() + 10
     while not condition():

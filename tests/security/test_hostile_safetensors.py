@@ -132,10 +132,10 @@ def test_hostile_folders_are_refused(name: str, send: Sender, client: TestClient
 def test_a_header_of_many_tensors_is_read_in_time(send: Sender) -> None:  # noqa: F811
     import time
 
-    content = good(tuple(f"layer.{number}.weight" for number in range(100_000)), shape=(1,))
+    content = good(tuple(f"layer.{number}.weight" for number in range(20_000)), shape=(1,))
     started = time.monotonic()
     assert send.model(folder(model__safetensors=content)).status_code == 201
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 15
 
 
 def own_things(send: Sender) -> Iterator[tuple[str, str]]:  # noqa: F811
