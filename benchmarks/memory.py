@@ -1,0 +1,144 @@
+"""Peak memory of a quantization: a synthetic sharded bf16 checkpoint through `python -m nupes_core quantize`.
+
+    python benchmarks/memory.py [--layers 24] [--dtype BF16] [--folder DIR]
+
+The default has 2.1 billion parameters (4.1 GB) and is removed afterwards. Writes benchmarks/results/memory.{json,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe, write_results
+
+from nupes_core.checkpoint import TORCH_DTYPES, ShardWriter
+from nupes_core.config import QuantizationConfig
+from nupes_core.header import TensorSpec, build_header
+from nupes_core.plan import plan_folder
+
+HIDDEN, INTERMEDIATE, VOCABULARY = 2560, 6912, 32000
+LAYERS_PER_SHARD = 4
+BLOCK_WEIGHTS = 1 << 23
+GOAL_GIB = 1.5
+POLL_SECONDS = 0.05
+
+
+def layer_shapes(index: int) -> dict[str, tuple[int, ...]]:
+    """Tensors of one Llama-like decoder layer."""
+    prefix = f"model.layers.{index}"
+    attention = {f"{prefix}.self_attn.{name}_proj.weight": (HIDDEN, HIDDEN) for name in "qkvo"}
+    up = {f"{prefix}.mlp.{name}_proj.weight": (INTERMEDIATE, HIDDEN) for name in ("gate", "up")}
+    norms = {f"{prefix}.{name}_layernorm.weight": (HIDDEN,) for name in ("input", "post_attention")}
+    return {**attention, **up, f"{prefix}.mlp.down_proj.weight": (HIDDEN, INTERMEDIATE), **norms}
+
+
+def make_checkpoint(folder: Path, layers: int, dtype: str) -> None:
+    """Write the checkpoint; every tensor is cut out of one block of Gaussian weights, which is cheap."""
+    tables = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "lm_head.weight": (VOCABULARY, HIDDEN)}
+    shards: list[dict[str, tuple[int, ...]]] = [{**tables, "model.norm.weight": (HIDDEN,)}]
+    for first in range(0, layers, LAYERS_PER_SHARD):
+        indices = range(first, min(first + LAYERS_PER_SHARD, layers))
+        shards.append({name: shape for index in indices for name, shape in layer_shapes(index).items()})
+    block = torch.randn(BLOCK_WEIGHTS, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(TORCH_DTYPES[dtype])
+    weight_map = {}
+    for number, shapes in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        write_shard(folder / file, shapes, block, dtype)
+        weight_map |= dict.fromkeys(shapes, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    config = {"model_type": "llama", "hidden_size": HIDDEN, "vocab_size": VOCABULARY, "num_hidden_layers": layers}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def write_shard(path: Path, shapes: dict[str, tuple[int, ...]], block: torch.Tensor, dtype: str) -> None:
+    """Write one file of the checkpoint."""
+    specs = [TensorSpec(name, dtype, shape) for name, shape in shapes.items()]
+    with ShardWriter(path, *build_header(specs, {"format": "pt"})) as writer:
+        for number, spec in enumerate(specs):
+            start = 0
+            while start < spec.nbytes:
+                shift = 4096 * number
+                part = block[shift : shift + (spec.nbytes - start) // block.element_size()]
+                writer.write(spec.name, part, start)
+                start += part.nbytes
+
+
+def run(command: list[str]) -> dict[str, Any]:
+    """Run a command; return its wall seconds and the high-water mark of its resident memory.
+
+    The kernel's own mark (VmHWM) counts from exec on, unlike ru_maxrss, which includes the parent at the fork.
+    """
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as output, subprocess.Popen(command, stdout=output) as process:
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, high_water_bytes(process.pid))
+            time.sleep(POLL_SECONDS)
+        output.seek(0)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+        return {"seconds": time.perf_counter() - started, "peak_bytes": peak, "report": json.loads(output.read())}
+
+
+def high_water_bytes(pid: int) -> int:
+    """Return VmHWM of a process, 0 when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+
+def measure(source: Path, target: Path) -> dict[str, Any]:
+    """Quantize and compare with the plan."""
+    plan = plan_folder(source, QuantizationConfig())
+    done = run([sys.executable, "-m", "nupes_core", "quantize", str(source), str(target), "--json", "--quiet"])
+    report = done["report"]
+    return {
+        "params": plan.params,
+        "quantized_params": plan.quantized_params,
+        "checkpoint_bytes": plan.bytes_before,
+        "artifact_bytes": report["bytes_after"],
+        "artifact_bytes_planned": plan.artifact_bytes,
+        "bits_per_weight": report["bits_per_weight"],
+        "peak_rss_gib": done["peak_bytes"] / 2**30,
+        "peak_rss_gib_planned": plan.peak_memory_bytes / 2**30,
+        "wall_seconds": done["seconds"],
+        "wall_seconds_planned": plan.seconds,
+        "million_params_per_second": plan.quantized_params / report["seconds"] / 1e6,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--dtype", choices=["BF16", "F16", "F32"], default="BF16")
+    parser.add_argument("--folder", type=Path, help="where the checkpoint is made (default: the temporary folder)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        need = 4 * 2 * (arguments.layers * 80e6 + 170e6)
+        if shutil.disk_usage(name).free < need:
+            raise SystemExit(f"needs {need / 1e9:.0f} GB free in {name}; give another place with --folder")
+        source = Path(name) / "checkpoint"
+        source.mkdir()
+        make_checkpoint(source, arguments.layers, arguments.dtype)
+        figures = measure(source, Path(name) / "artifact")
+    goals = {"peak_rss_gib": f"< {GOAL_GIB}"}
+    rows = [f"| {key} | {value:,.2f} | {goals.get(key, '')} |" for key, value in figures.items()]
+    table = "\n".join(["| figure | measured | goal |", "|---|---|---|", *rows])
+    title = f"# Memory and time of a {figures['params'] / 1e9:.1f}-billion-parameter {arguments.dtype} checkpoint"
+    write_results("memory", {"machine": describe(), "figures": figures}, f"{title}\n\n4 bits, group 64.\n\n{table}\n")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
