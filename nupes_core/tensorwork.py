@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,9 @@ from nupes_core.selection import FLOAT_DTYPES
 from nupes_core.sources import Checkpoint
 from nupes_core.weight import QuantizedWeight, quantize_weight
 from nupes_core.workfolder import WorkFolder, commit_key
+
+ImportanceOf = Callable[[Checkpoint, PlannedTensor], torch.Tensor | None]
+"""Importance of the inputs of a tensor, [cols], found from the checkpoint; None weighs all alike."""
 
 _LEARNT = ("weight", "bias")
 _HINT = "The checkpoint is damaged or was saved after a diverged training; there is nothing to quantize."
@@ -32,10 +35,17 @@ class QuantizedMatrix:
 class TensorWork:
     """Quantizes tensors of a checkpoint, one matrix at a time."""
 
-    def __init__(self, checkpoint: Checkpoint, work: WorkFolder | None, shared_exponent: float | None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        work: WorkFolder | None,
+        shared_exponent: float | None = None,
+        importance: ImportanceOf | None = None,
+    ) -> None:
         self._checkpoint = checkpoint
         self._work = work
         self._shared_exponent = shared_exponent
+        self._importance = importance
 
     def matrices(self, tensor: PlannedTensor, coding: Coding) -> Iterator[QuantizedMatrix]:
         """Yield the matrices of a tensor in order.
@@ -53,18 +63,21 @@ class TensorWork:
             yield QuantizedMatrix(weight, decoded, error)
 
     def _quantize(self, tensor: PlannedTensor, w: torch.Tensor, coding: Coding) -> QuantizedWeight:
+        importance = self._importance(self._checkpoint, tensor) if self._importance else None
         if self._work is None:
-            return self._search(tensor, w, coding)
-        key = commit_key(w, coding.weight, None, self._shared_exponent)
+            return self._search(tensor, w, coding, importance)
+        key = commit_key(w, coding.weight, importance, self._shared_exponent)
         weight = self._work.load(key, coding.format)
         if weight is None:
-            weight = self._search(tensor, w, coding)
+            weight = self._search(tensor, w, coding, importance)
             self._work.store(key, weight)
         return weight
 
-    def _search(self, tensor: PlannedTensor, w: torch.Tensor, coding: Coding) -> QuantizedWeight:
+    def _search(
+        self, tensor: PlannedTensor, w: torch.Tensor, coding: Coding, importance: torch.Tensor | None
+    ) -> QuantizedWeight:
         try:
-            return quantize_weight(w, coding.weight, shared_exponent=self._shared_exponent)
+            return quantize_weight(w, coding.weight, importance=importance, shared_exponent=self._shared_exponent)
         except NumericsError as error:
             raise NumericsError(f"{tensor.name}: {error.message}", hint=error.hint) from error
 

@@ -20,11 +20,15 @@ from nupes_core.errors import (
     NumericsError,
     UnsafeFileError,
 )
+from nupes_core.modelfolder import open_folder
 from nupes_core.pipeline import quantize
 from nupes_core.plan import plan_folder
 from nupes_core.report import LayerReport, Progress, Report
+from nupes_core.sources import Checkpoint
 from nupes_core.storage import WeightFormat, tensor_specs
+from nupes_core.tensorwork import TensorWork
 from nupes_core.weight import QuantizedWeight
+from nupes_core.workfolder import WorkFolder
 from tests import models
 from tests.models import checkpoint, gaussian
 
@@ -189,6 +193,20 @@ def test_other_settings_do_not_share_committed_work(tmp_path: Path) -> None:
     assert len(list((tmp_path / "work").rglob("*.safetensors"))) == 2
 
 
+def test_importance_favours_the_inputs_that_matter_and_has_commits_of_its_own(tmp_path: Path) -> None:
+    gains = torch.ones(64).scatter(0, torch.arange(8), 30.0)
+    src = checkpoint(tmp_path / "src", {"a.weight": gaussian(64, 64), "norm.weight": gains})
+    (planned,) = plan_folder(src, CONFIG).quantized
+    assert planned.coding is not None
+    with Checkpoint(open_folder(src)) as source:
+        w, work = source.read("a.weight"), WorkFolder(tmp_path / "work")
+        (plain,) = TensorWork(source, work).matrices(planned, planned.coding)
+        weighed_work = TensorWork(source, work, importance=lambda source, _: source.read("norm.weight") ** 2)
+        (weighed,) = weighed_work.matrices(planned, planned.coding)
+    assert (weighed.decoded - w)[:, :8].square().sum() < 0.8 * (plain.decoded - w)[:, :8].square().sum()
+    assert len(list((tmp_path / "work").rglob("*.safetensors"))) == 2
+
+
 def test_a_global_exponent_is_one_for_the_model(tmp_path: Path) -> None:
     wide, narrow = gaussian(64, 64), gaussian(64, 64, seed=1) ** 3
     src = checkpoint(tmp_path / "src", {"a.weight": wide, "b.weight": narrow})
@@ -280,6 +298,7 @@ FULL_DISK = """
 import resource, sys
 from nupes_core.config import QuantizationConfig
 from nupes_core.errors import DiskFullError
+from nupes_core.modelfolder import open_folder
 from nupes_core.pipeline import quantize
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
 try:
