@@ -136,7 +136,8 @@ class QuantizedConv2d(QuantizedLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [n, in, height, width] to [n, out, …]."""
-        return self.to_float(x.dtype)(x)
+        found: torch.Tensor = self.to_float(x.dtype)(x)
+        return found
 
     @property
     def weight(self) -> torch.Tensor:

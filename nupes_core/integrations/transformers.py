@@ -183,11 +183,26 @@ def _decoding(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def load(model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, *args: Any, **kwargs: Any) -> Any:
         quantizer = getattr(load_config, "hf_quantizer", None)
-        if isinstance(quantizer, NupesHfQuantizer) and quantizer.decoded and state_dict is None:
+        if not isinstance(quantizer, NupesHfQuantizer):
+            return original(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+        if quantizer.decoded and state_dict is None:
             state_dict = quantizer.checkpoint(checkpoint_files)
-        return original(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+        dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+        result = original(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+        _cast(model, dtypes, exempt=tuple(getattr(load_config, "dtype_plan", None) or ()))
+        return result
 
     return load
+
+
+def _cast(model: Any, dtypes: Mapping[str, torch.dtype], exempt: tuple[str, ...]) -> None:
+    """Give parameters the dtype that the model was built in.
+
+    Up to 5.9 at least, transformers leaves what it renames in the dtype of the file when a model is quantized.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != dtypes.get(name, parameter.dtype) and not any(part in name for part in exempt):
+            parameter.data = parameter.data.to(dtypes[name])
 
 
 setattr(PreTrainedModel, "_load_pretrained_model", staticmethod(_decoding(PreTrainedModel._load_pretrained_model)))  # noqa: B010

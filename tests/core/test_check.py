@@ -150,4 +150,5 @@ def test_a_probe_survives_json_and_tells_models_apart(tmp_path: Path) -> None:
 def test_inputs_can_be_made_up_for_every_family(family: str) -> None:
     found = probe(build(family))
     assert found is not None
-    assert len(found.values) > 10
+    assert len(found.values) >= 3
+    assert found.std > 0
