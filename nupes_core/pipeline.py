@@ -98,6 +98,9 @@ class _Run:
         self.folder, self.plan, self.config, self.source = folder, plan, config, source
         self._progress, self._work = progress, work
         self._done = 0
+        self._shards: dict[str, list[PlannedTensor]] = {shard: [] for shard in folder.headers}
+        for tensor in plan.tensors:
+            self._shards[tensor.shard].append(tensor)
 
     def execute(self, outputs: Sequence[_Output], started: float) -> Report:
         """Do all of it and return the report."""
@@ -116,8 +119,7 @@ class _Run:
         shared = global_exponent(checkpoint, self.plan.quantized, self.config)
         work = TensorWork(checkpoint, self._work, shared)
         layers: list[LayerReport] = []
-        for shard in self.folder.headers:
-            tensors = [tensor for tensor in self.plan.tensors if tensor.shard == shard]
+        for shard, tensors in self._shards.items():
             with ExitStack() as stack:
                 writers = [stack.enter_context(self._writer(output, shard, tensors)) for output in outputs]
                 for tensor in tensors:
@@ -175,15 +177,12 @@ class _Run:
         """Write everything but weights, manifest and card; return the bytes of the weight files."""
         config = output.format.config(self.folder.config, self.plan.tensors, self.config.to_dict())
         write_file(output.path / CONFIG_NAME, _json(config))
-        layouts = {shard: self._layout(output, shard) for shard in self.folder.headers}
+        layouts = {shard: shard_layout(tensors, output.format)[1] for shard, tensors in self._shards.items()}
         if self.folder.indexed:
             write_file(output.path / INDEX_NAME, _json(_index(layouts)))
         for name in self.folder.carried:
             write_file(output.path / name, carried_bytes(self.folder.path / name))
         return sum((output.path / self._output_name(shard)).stat().st_size for shard in layouts)
-
-    def _layout(self, output: _Output, shard: str) -> Header:
-        return shard_layout([tensor for tensor in self.plan.tensors if tensor.shard == shard], output.format)[1]
 
     def _write_manifest(self, output: _Output, report: Report, inputs: Mapping[str, Mapping[str, Any]]) -> None:
         write_manifest(
