@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 T = TypeVar("T")
 
@@ -19,6 +19,17 @@ class Request(BaseModel):
     """A body sent by a client: unknown fields are refused, never ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_nul(cls, data: Any) -> Any:
+        """Refuse NUL characters: PostgreSQL can not store them, and no name or label needs one."""
+        values = data.items() if isinstance(data, dict) else ()
+        for name, value in values:
+            strings = [value, *value, *value.values()] if isinstance(value, dict) else [value]
+            if any("\0" in text for text in strings if isinstance(text, str)):
+                raise ValueError(f"{name} holds a NUL character")
+        return data
 
 
 class Response(BaseModel):

@@ -1,0 +1,34 @@
+"""`python -m app.keys create`: make the first key of a service that was not started by `nupes up`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import get_args
+
+from app.core.security import load_pepper
+from app.db.session import Database
+from app.keys.service import DEFAULT_TENANT, add_key, ensure_tenant
+from app.settings import get_settings
+from nupes_client.schemas.keys import Scope
+
+
+def main() -> None:
+    """Parse the command line, write the key, print its secret: it is shown this once."""
+    parser = argparse.ArgumentParser(prog="python -m app.keys", description=__doc__)
+    create = parser.add_subparsers(required=True).add_parser("create", help="make a key and print its secret")
+    create.add_argument("--tenant", default=DEFAULT_TENANT, help="made when missing")
+    create.add_argument("--name", required=True, help="what the key is for")
+    create.add_argument("--scope", action="append", choices=get_args(Scope), help="repeatable; default: admin")
+    wish = parser.parse_args()
+    settings = get_settings()
+    database = Database(settings.resolved_database_url)
+    with database.write() as session:
+        tenant = ensure_tenant(session, wish.tenant)
+        _, secret = add_key(session, load_pepper(settings), tenant.id, wish.name, wish.scope or ["admin"])
+    database.dispose()
+    sys.stdout.write(f"{secret}\n")
+
+
+if __name__ == "__main__":
+    main()
