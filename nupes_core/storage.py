@@ -67,8 +67,8 @@ class WeightFormat:
 
     @property
     def log_step(self) -> int:
-        """1/128 octaves between neighbouring scales: 1/4 octave with 3 bits, 1/8 with 4 and 5, 1/16 with 6 and 7."""
-        return 128 >> (self.log_bits // 2 + 1)
+        """1/128 octaves between neighbouring scales: 3 octaves in all up to 4 bits, 4 with 5 and 6, 8 with 7 and 8."""
+        return (3 * 128) >> self.log_bits if self.log_bits <= 4 else 128 >> (self.log_bits // 2 + 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict; `WeightFormat(**d)` reads it back."""

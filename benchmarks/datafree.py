@@ -1,0 +1,297 @@
+"""Data-free NUPES beside RTN, HQQ, NF4 and quanto on real models, at equal true bits per weight.
+
+    make bench-env && NUPES_ASSETS=… .venv-bench/bin/python benchmarks/datafree.py [--models booklm,stories260k]
+
+Weights only, linear layers of the blocks; every bit of side information is counted. Perplexity and KL(float ‖ quantized)
+by `nupes_core.evaluate`. Writes benchmarks/results/datafree.{json,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe, write_results
+from peers import PEERS, Method
+from speed_datafree import speed_table, speeds
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nupes_core import ExponentConfig, WeightConfig, evaluate
+from nupes_core.storage import resolve_format
+from nupes_core.weight import quantize_weight
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONTEXT = 256
+GOAL = -0.2
+"""Wanted change of KL and of perplexity increase against the best peer."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, its text, and how many tokens are evaluated."""
+
+    name: str
+    folder: Path
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one model; increase is that of perplexity, seconds those of quantizing."""
+
+    model: str
+    bits: int
+    method: str
+    kind: str
+    true_bits: float
+    perplexity: float
+    increase: float
+    kl: float
+    top1: float
+    relative_mse: float
+    seconds: float
+
+
+class Recorded(nn.Module):
+    """Logits of a model, computed once for each window."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+        self.logits: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        key = tuple(ids.flatten().tolist())
+        if key not in self.logits:
+            self.logits[key] = self.model(ids).logits
+        return self.logits[key]
+
+
+class Bench:
+    """One model with its float weights at hand."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        load = partial(AutoModelForCausalLM.from_pretrained, subject.folder, dtype=torch.float32)
+        self.model, self.baseline = load(), Recorded(load())
+        tokenizer = AutoTokenizer.from_pretrained(subject.folder)
+        # stories260k was measured without a BOS too
+        ids = tokenizer(subject.text, add_special_tokens=False).input_ids
+        self.tokens = torch.tensor(ids[: subject.tokens])
+        self.layers = {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear) and name != "lm_head"
+        }
+        self.weights = {name: module.weight.detach().clone() for name, module in self.layers.items()}
+        self.float = evaluate(self.model, self.tokens, context=CONTEXT, baseline=self.baseline)
+
+    @torch.no_grad()
+    def measure(self, bits: int, name: str, kind: str, method: Callable[[str, torch.Tensor], Any]) -> Row:
+        stored, noise, seconds = 0, 0.0, 0.0
+        for layer, module in self.layers.items():
+            w = self.weights[layer]
+            started = time.perf_counter()
+            decoded, size = method(layer, w)
+            seconds += time.perf_counter() - started
+            module.weight.copy_(decoded)
+            stored += size
+            noise += float((decoded - w).double().square().sum())
+        params = sum(w.numel() for w in self.weights.values())
+        power = sum(float(w.double().square().sum()) for w in self.weights.values())
+        found = evaluate(self.model, self.tokens, context=CONTEXT, baseline=self.baseline)
+        row = Row(
+            model=self.subject.name,
+            bits=bits,
+            method=name,
+            kind=kind,
+            true_bits=stored / params,
+            perplexity=found.perplexity,
+            increase=found.perplexity - self.float.perplexity,
+            kl=found.kl or 0.0,
+            top1=found.top1_agreement or 0.0,
+            relative_mse=noise / power,
+            seconds=seconds,
+        )
+        print(
+            f"{row.model:12} {bits} {name:44} {row.true_bits:.3f} bits  ppl {row.perplexity:9.4f}  kl {row.kl:.5f}",
+            flush=True,
+        )
+        return row
+
+
+def nupes(config: WeightConfig, importance: Callable[[str], torch.Tensor | None] = lambda _: None) -> Any:
+    def method(layer: str, w: torch.Tensor) -> tuple[torch.Tensor, int]:
+        q = quantize_weight(w, config, importance=importance(layer))
+        return q.dequantize(), 8 * q.nbytes
+
+    return method
+
+
+def equal_bits(bits: int) -> WeightConfig:
+    """Spend the half bit that peers pay for float16 scale and zero on small groups with exponents of their own."""
+    return WeightConfig(bits=bits, group_size=16, scale_bits=7, exponent=ExponentConfig(scope="group"))
+
+
+def ablations(bits: int) -> dict[str, WeightConfig]:
+    full = equal_bits(bits)
+    one = ExponentConfig(scope="layer")
+    uniform = ExponentConfig(mode="fixed", value=1.0)
+    other = "midrise" if resolve_format(64, 64, full).layout == "signed" else "signed"
+    return {
+        "one exponent per layer": replace(full, exponent=one),
+        "one exponent per layer, 5-bit words": replace(full, exponent=one, scale_bits=5),
+        "uniform grid (a = 1)": replace(full, exponent=uniform),
+        f"{other} layout": replace(full, layout=other),
+        "paper layout, one exponent per layer": replace(full, layout="paper", exponent=one),
+        "group 32, 8-bit words": replace(full, group_size=32, scale_bits=8),
+        "group 64, 8-bit words, exponent per row": replace(
+            full, group_size=64, scale_bits=8, exponent=ExponentConfig(scope="row")
+        ),
+        "paper layout, group 64, one exponent": WeightConfig(bits=bits, layout="paper"),
+        "group 64, uniform grid (a = 1)": WeightConfig(bits=bits, exponent=uniform),
+    }
+
+
+def norm_importance(bench: Bench) -> Callable[[str], torch.Tensor | None]:
+    """Squared gain of the norm before a layer: data-free, E[x²] of its inputs if the residual stream is isotropic."""
+    before = {"self_attn": "input_layernorm", "mlp": "post_attention_layernorm"}
+    parameters = dict(bench.model.named_parameters())
+
+    def importance(layer: str) -> torch.Tensor | None:
+        block, part, name = layer.rsplit(".", 2)
+        if name in ("o_proj", "down_proj"):
+            return None
+        return parameters[f"{block}.{before[part]}.weight"].detach().square()
+
+    return importance
+
+
+def run(bench: Bench, with_ablations: bool) -> Iterator[Row]:
+    def peer(method: Method, _layer: str, w: torch.Tensor) -> tuple[torch.Tensor, int]:
+        return method(w)
+
+    for bits, methods in PEERS.items():
+        for name, method in methods.items():
+            yield bench.measure(bits, name, "peer", partial(peer, method))
+        yield bench.measure(bits, "NUPES, default (group 64)", "default", nupes(WeightConfig(bits=bits)))
+        yield bench.measure(bits, "NUPES, equal bits (group 16)", "nupes", nupes(equal_bits(bits)))
+    for bits in (4, 3, 2) if with_ablations else ():
+        for name, config in ablations(bits).items():
+            yield bench.measure(bits, name, "ablation", nupes(config))
+        weighted = nupes(equal_bits(bits), norm_importance(bench))
+        yield bench.measure(bits, "importance from norm gains", "ablation", weighted)
+
+
+def verdicts(rows: list[Row]) -> list[dict[str, Any]]:
+    """Compare NUPES at equal bits with the best peer of the width, KL and perplexity each with its own best."""
+    found = []
+    for ours in (row for row in rows if row.kind == "nupes"):
+        peers = [row for row in rows if (row.model, row.bits, row.kind) == (ours.model, ours.bits, "peer")]
+        by_kl, by_increase = min(peers, key=lambda row: row.kl), min(peers, key=lambda row: row.increase)
+        changes = ours.kl / by_kl.kl - 1, ours.increase / by_increase.increase - 1
+        fits = ours.true_bits <= min(by_kl.true_bits, by_increase.true_bits)
+        found.append(
+            {
+                "model": ours.model,
+                "bits": ours.bits,
+                "true_bits": ours.true_bits,
+                "best_by_kl": by_kl.method,
+                "kl_change": changes[0],
+                "best_by_perplexity": by_increase.method,
+                "increase_change": changes[1],
+                "peer_bits": min(by_kl.true_bits, by_increase.true_bits),
+                "goal_met": fits and max(changes) <= GOAL,
+            }
+        )
+    return found
+
+
+def table(rows: list[Row]) -> str:
+    head = "| bits | method | true bits | perplexity | increase | KL | top-1 | rel. MSE | seconds |\n|" + "---|" * 9
+    body = [
+        f"| {r.bits} | {r.method} | {r.true_bits:.3f} | {r.perplexity:.3f} | {r.increase:.3f} | {r.kl:.5f} | {r.top1:.1%} "
+        f"| {r.relative_mse:.5f} | {r.seconds:.2f} |"
+        for r in rows
+    ]
+    return "\n".join([head, *body])
+
+
+def verdict_table(found: list[dict[str, Any]]) -> str:
+    head = "| model | bits | true bits, ours / peer | KL against | change | perplexity increase against | change | 20 % goal |\n"
+    body = [
+        f"| {v['model']} | {v['bits']} | {v['true_bits']:.3f} / {v['peer_bits']:.3f} | {v['best_by_kl']} | {v['kl_change']:+.0%} "
+        f"| {v['best_by_perplexity']} | {v['increase_change']:+.0%} | {'met' if v['goal_met'] else 'MISSED'} |"
+        for v in found
+    ]
+    return head + "|" + "---|" * 8 + "\n" + "\n".join(body)
+
+
+def markdown(rows: list[Row], floats: dict[str, float], speed: dict[str, float]) -> str:
+    parts = [
+        "# Data-free quantization, weights only\n",
+        "Peers at group 64. KL is the mean KL(float ‖ quantized) per token in nats; true bits count all side information.",
+        "NUPES at equal bits: group 16, 7-bit words (log2 scale, sign, exponent choice).\n",
+        "## Against the best peer of each width\n",
+        verdict_table(verdicts(rows)),
+    ]
+    for model, perplexity in floats.items():
+        mine = [row for row in rows if row.model == model]
+        parts += [
+            f"\n## {model} (float perplexity {perplexity:.3f})\n",
+            table([r for r in mine if r.kind != "ablation"]),
+        ]
+        removed = sorted((r for r in mine if r.kind in ("ablation", "nupes")), key=lambda r: -r.bits)
+        if any(r.kind == "ablation" for r in removed):
+            parts += ["\nWhat each part is worth (changes against *NUPES, equal bits*):\n", table(removed)]
+    return "\n".join([*parts, "\n## Speed, one thread\n", speed_table(speed)])
+
+
+def subjects(assets: Path) -> list[Subject]:
+    stories = (assets / "text/tinystories_sample.txt").read_text()
+    books = (assets / "text/classic_books.txt").read_text()[:400_000]
+    return [
+        Subject("stories260k", assets / "stories260k", stories[: len(stories) // 2], 20_000),
+        Subject("booklm", REPOSITORY / "examples/booklm", books, 40_000),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="stories260k,booklm")
+    parser.add_argument("--ablations", default="stories260k", help="models on which parts are switched off")
+    arguments = parser.parse_args()
+    if "NUPES_ASSETS" not in os.environ:
+        parser.error("set NUPES_ASSETS to the folder that holds stories260k and the texts")
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    floats: dict[str, float] = {}
+    for subject in subjects(Path(os.environ["NUPES_ASSETS"])):
+        if subject.name in arguments.models.split(","):
+            bench = Bench(subject)
+            floats[subject.name] = bench.float.perplexity
+            rows += run(bench, subject.name in arguments.ablations.split(","))
+    speed = speeds()
+    data = {
+        "machine": describe(),
+        "float_perplexity": floats,
+        "rows": [asdict(row) for row in rows],
+        "verdicts": verdicts(rows),
+        "million_parameters_per_second": speed,
+    }
+    write_results("datafree", data, markdown(rows, floats, speed))
+    print(verdict_table(data["verdicts"]), speed_table(speed), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
