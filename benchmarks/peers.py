@@ -1,7 +1,7 @@
 """Data-free quantizers of other projects on one weight matrix, with the bits that storing their result takes.
 
-Each method maps a float32 matrix [rows, cols] to (dequantized float32 matrix, stored bits). Scales and zeros are counted,
-and rounded, as float16 unless the project itself fixes something else.
+Each method maps a float32 matrix [rows, cols] to (dequantized float32 matrix, stored bits). Scales and zeros are
+counted, and rounded, as float16 unless the project itself fixes something else.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def nf4(w: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def quanto(w: torch.Tensor, bits: int) -> tuple[torch.Tensor, int]:
-    """quanto with its default optimizer; it takes group 64 only where that divides the row, else one group per row."""
+    """Quanto with its default optimizer; it takes group 64 only where that divides the row, else one group per row."""
     from optimum.quanto import MaxOptimizer, qint2, qint4, quantize_weight
 
     kind = {2: qint2, 4: qint4}[bits]
