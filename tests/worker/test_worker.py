@@ -76,6 +76,11 @@ class Bench:
         wait_for(working, 200, phase)
         return self.children(job_id, "worker.runner")[0].pid
 
+    def wait_for_runner(self, job_id: str) -> psutil.Process:
+        """Wait until the process that computes has started."""
+        runner: psutil.Process = wait_for(lambda: self.children(job_id, "worker.runner"), 90, "start of the runner")[0]
+        return runner
+
     def children(self, job_id: str, module: str = "-m") -> list[psutil.Process]:
         """Processes that work in the job's folder."""
         folder = str(job_folder(self.settings.work_dir, job_id).path)
@@ -198,8 +203,7 @@ def test_a_job_whose_runner_is_killed_resumes_from_its_committed_tensors(bench: 
 def test_a_job_succeeds_in_its_second_attempt_after_the_runner_was_killed(embedded: Bench) -> None:
     with worker_process(embedded.settings):
         job_id = embedded.submit(spec={"evaluation": {"metrics": ["fidelity"], "max_tokens": 256, "context": 64}})
-        runner = wait_for(lambda: embedded.children(job_id, "worker.runner"), 60, "start of the runner")[0]
-        runner.kill()
+        embedded.wait_for_runner(job_id).kill()
         job = wait_for_end(embedded.database, job_id)
     assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 2), job.error
 
@@ -216,7 +220,7 @@ def test_a_job_runs_while_the_broker_is_down(embedded: Bench) -> None:
 def test_a_stopped_worker_gives_its_job_back_without_burning_an_attempt(bench: Bench) -> None:
     with worker_process(bench.settings) as process:
         job_id = bench.submit_busy()
-        bench.wait_for_phase(job_id, "evaluating")
+        bench.wait_for_runner(job_id)
         started = time.monotonic()
         stop(process)
         assert time.monotonic() - started < 10
@@ -229,7 +233,7 @@ def test_a_stopped_worker_gives_its_job_back_without_burning_an_attempt(bench: B
 def test_the_job_of_a_killed_worker_is_taken_over_at_once_on_the_same_machine(embedded: Bench) -> None:
     with worker_process(embedded.settings) as first:
         job_id = embedded.submit_busy()
-        embedded.wait_for_phase(job_id, "evaluating")
+        embedded.wait_for_runner(job_id)
         first.kill()
         first.wait()
         wait_for(lambda: not embedded.children(job_id), 5, "end of the orphaned runner")
