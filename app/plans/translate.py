@@ -19,6 +19,7 @@ def quantization_config(spec: JobSpec) -> QuantizationConfig:
             group_size=weights.group_size,
             exponent=ExponentConfig(**weights.exponent.model_dump()),
             layout=weights.layout,
+            scale_bits=weights.scale_bits,
         ),
         layers=LayerSelection(
             exclude=tuple(layers.exclude),

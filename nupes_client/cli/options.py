@@ -49,6 +49,7 @@ Limit = Annotated[int, typer.Option("--limit", min=1, help="How many at most.")]
 Bits = Annotated[int, typer.Option("--bits", min=2, max=8, help="Bits per code.")]
 GroupSize = Annotated[int, typer.Option("--group-size", min=-1, help="Weights that share a scale; -1: one per row.")]
 ExponentScope = Annotated[Scope, typer.Option("--exponent-scope", help="Weights that share a searched exponent.")]
+ScaleBits = Annotated[int, typer.Option("--scale-bits", min=4, max=12, help="Side information of a group.")]
 Exponent = Annotated[float | None, typer.Option("--exponent", help="A fixed exponent instead of a search.")]
 LayoutOption = Annotated[Layout, typer.Option("--layout", help="Where the levels of the grid lie.")]
 Exclude = Annotated[

@@ -25,6 +25,7 @@ class Wish:
     group_size: int
     exponent_scope: str
     exponent: float | None
+    scale_bits: int
     layout: str
     exclude: Sequence[str] | None
     embeddings: bool
@@ -74,7 +75,13 @@ class Wish:
     def _weights(self) -> dict[str, Any]:
         mode = "search" if self.exponent is None else "fixed"
         exponent = {"mode": mode, "scope": self.exponent_scope, "value": self.exponent}
-        return {"bits": self.bits, "group_size": self.group_size, "exponent": exponent, "layout": self.layout}
+        return {
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "exponent": exponent,
+            "layout": self.layout,
+            "scale_bits": self.scale_bits,
+        }
 
     def _layers(self) -> dict[str, Any]:
         chosen = {} if self.exclude is None else {"exclude": list(self.exclude)}

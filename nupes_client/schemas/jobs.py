@@ -6,7 +6,7 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
 from nupes_client.schemas.base import Label, LabelValue, Request, Response, Timestamp
 from nupes_client.schemas.problems import JobErrorCode
@@ -67,20 +67,31 @@ class ExponentSpec(Request):
         return self
 
 
+def _not_zero(group_size: int) -> int:
+    if group_size == 0:
+        raise ValueError("group_size must be a positive integer, or -1 for one group per row")
+    return group_size
+
+
+GroupSize = Annotated[int, Field(ge=-1, le=1 << 20), AfterValidator(_not_zero)]
+SCALE_BITS_WITH_CHOICE = 6
+"""Two of them choose among the four exponents of the row."""
+
+
 class WeightSpec(Request):
     """How weights are coded."""
 
     bits: int = Field(4, ge=2, le=8, description="Bits per code.")
-    group_size: int = Field(64, ge=-1, le=1 << 20, description="Weights that share a scale; -1: one group per row.")
+    group_size: GroupSize = Field(64, description="Weights that share a scale; -1: one group per row.")
     exponent: ExponentSpec = ExponentSpec()
     layout: Literal["auto", "signed", "midrise", "paper"] = "auto"
+    scale_bits: int = Field(8, ge=4, le=12, description="Bits of a group's scale; 6 at least with exponents per group.")
 
-    @field_validator("group_size")
-    @classmethod
-    def _group_size_is_not_zero(cls, value: int) -> int:
-        if value == 0:
-            raise ValueError("group_size must be a positive integer, or -1 for one group per row")
-        return value
+    @model_validator(mode="after")
+    def _exponent_choice_fits(self) -> Self:
+        if self.exponent.scope == "group" and self.scale_bits < SCALE_BITS_WITH_CHOICE:
+            raise ValueError(f"scale_bits must be {SCALE_BITS_WITH_CHOICE} or more with exponents per group")
+        return self
 
 
 class OptimizeSpec(Request):
@@ -102,7 +113,7 @@ class LayerOverrideSpec(Request):
 
     match: str = Field(min_length=1, max_length=500)
     bits: int | None = Field(None, ge=2, le=8)
-    group_size: int | None = Field(None, ge=-1, le=1 << 20)
+    group_size: GroupSize | None = None
     skip: bool = False
 
     _match_is_regex = field_validator("match")(_check_regex)

@@ -136,6 +136,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "1 bit": ({"weights": {"bits": 1}}, "/weights/bits", "greater_than_equal"),
     "9 bits": ({"weights": {"bits": 9}}, "/weights/bits", "less_than_equal"),
     "group size 0": ({"weights": {"group_size": 0}}, "/weights/group_size", "value_error"),
+    "group size 0 of a layer": (
+        {"layers": {"overrides": [{"match": "x", "group_size": 0}]}},
+        "/layers/overrides/0/group_size",
+        "value_error",
+    ),
+    "no room for the exponent choice": (
+        {"weights": {"exponent": {"scope": "group"}, "scale_bits": 5}},
+        "/weights",
+        "value_error",
+    ),
     "group size -2": ({"weights": {"group_size": -2}}, "/weights/group_size", "greater_than_equal"),
     "unknown field": ({"wieghts": {}}, "/wieghts", "extra_forbidden"),
     "unknown format": ({"formats": ["gguf"]}, "/formats/0", "literal_error"),
