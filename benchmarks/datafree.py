@@ -249,7 +249,7 @@ def verdict_table(found: list[dict[str, Any]]) -> str:
         f"| {'met' if v['goal_met'] else 'MISSED'} |"
         for v in found
     ]
-    return "\n".join([f"| {' | '.join(names)} |", "|" + "---|" * len(names), *body])
+    return "\n".join([f"| {' | '.join(names)} | goal |", "|" + "---|" * (len(names) + 1), *body])
 
 
 def markdown(rows: list[Row], floats: dict[str, float], speed: dict[str, float]) -> str:

@@ -17,8 +17,10 @@ from nupes_core.storage import WeightFormat
 CELLS = {bits: 2048 if bits <= 4 else 8192 for bits in range(2, 9)}
 """Cells over [−1, 1] that the search looks levels up by; the codes themselves are exact."""
 
-STRIDE_UNITS = BASE_UNITS // 8
-"""1/8 octave between the scales of the first pass of a search; finer ones are tried around the best."""
+STRIDE_UNITS = {bits: BASE_UNITS // 8 if bits <= 4 else 1 for bits in range(2, 9)}
+"""1/8 octave between the scales of the first pass of a search, finer ones around the best after it. With many levels
+the error jumps from scale to scale, so that each is tried.
+"""
 
 
 def search_rows(
@@ -69,7 +71,7 @@ def _trials(fmt: WeightFormat) -> kernels.Trials:
         log_bits=fmt.log_bits,
         step=fmt.log_step,
         signs=2 if fmt.layout == "signed" else 1,
-        stride=max(STRIDE_UNITS // fmt.log_step, 1),
+        stride=max(STRIDE_UNITS[fmt.bits] // fmt.log_step, 1),
         headroom=HEADROOM,
         floor=FLOOR,
         tiny=TINY,

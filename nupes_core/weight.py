@@ -14,7 +14,7 @@ from nupes_core.errors import InvalidConfigError, NumericsError
 from nupes_core.grid import exponent_code, exponent_value
 from nupes_core.scales import block_bases
 from nupes_core.search import Sample, engine, fit_candidates, fit_exponent, fit_row_exponents
-from nupes_core.storage import WeightFormat, resolve_format, weight_nbytes
+from nupes_core.storage import WeightFormat, resolve_format, tensor_specs, weight_nbytes
 
 T = TypeVar("T")
 
@@ -99,14 +99,27 @@ def quantize_weight(
     bases = block_bases(_row_amax(w, fmt), fmt)
     exponents = _exponents(w, h, bases, fmt, config, shared_exponent)
 
-    def encode(rows: range) -> tuple[torch.Tensor, torch.Tensor]:
-        sample = _sample(w, h, bases, fmt, rows)
-        run = engine(w.device)
-        found = run.search_rows(sample.w, h, sample.bases, exponents[_blocks(rows, fmt, w.device)], fmt)
-        return run.pack(found.codes, fmt.bits), run.pack(found.words, fmt.word_bits)
+    tensors = _empty(fmt, w.device) | {"bases": bases, "exponents": exponents}
+    run = engine(w.device)
 
-    codes, words = (torch.cat(parts) for parts in zip(*_each_chunk(fmt, encode, w.device), strict=True))
-    return QuantizedWeight(fmt, {"codes": codes, "scales": words, "bases": bases, "exponents": exponents})
+    def encode(rows: range) -> None:
+        sample = _sample(w, h, bases, fmt, rows)
+        found = run.search_rows(sample.w, h, sample.bases, exponents[_blocks(rows, fmt, w.device)], fmt)
+        _put(tensors["codes"], run.pack(found.codes, fmt.bits), rows.start * fmt.cols * fmt.bits)
+        _put(tensors["scales"], run.pack(found.words, fmt.word_bits), rows.start * fmt.groups * fmt.word_bits)
+
+    _each_chunk(fmt, encode, w.device)
+    return QuantizedWeight(fmt, tensors)
+
+
+def _empty(fmt: WeightFormat, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the bit streams, to be filled."""
+    specs = tensor_specs(fmt)
+    return {name: torch.empty(specs[name][0], dtype=torch.uint8, device=device) for name in ("codes", "scales")}
+
+
+def _put(stream: torch.Tensor, part: torch.Tensor, first_bit: int) -> None:
+    stream[first_bit // 8 : first_bit // 8 + len(part)] = part
 
 
 def _chunks(fmt: WeightFormat) -> list[range]:
