@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args
 
 from nupes_core.errors import InvalidConfigError
+from nupes_core.patterns import check_pattern
 
 Layout = Literal["auto", "signed", "midrise", "paper"]
 ExponentMode = Literal["search", "fixed"]
@@ -88,7 +88,7 @@ class WeightConfig:
 
 @dataclass(frozen=True)
 class LayerOverride:
-    """Other settings for the layers whose name `match` (a regular expression, `re.search`) hits. The last hit wins.
+    """Other settings for the layers whose name `match` (a regular expression) is found in. The last hit wins.
 
     Attributes:
         bits, group_size: replace those of the job; None keeps them.
@@ -101,7 +101,7 @@ class LayerOverride:
     skip: bool = False
 
     def __post_init__(self) -> None:
-        _regex("layers.overrides.match", self.match)
+        check_pattern("layers.overrides.match", self.match)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class LayerSelection:
     """Which layers are quantized.
 
     Attributes:
-        exclude: module names or regular expressions (`re.search` on the module name) left in their original dtype.
+        exclude: module names, or regular expressions found in them, left in their original dtype.
         overrides: see `LayerOverride`.
         embeddings: also quantize embedding tables (left alone by default).
     """
@@ -120,7 +120,7 @@ class LayerSelection:
 
     def __post_init__(self) -> None:
         for pattern in self.exclude:
-            _regex("layers.exclude", pattern)
+            check_pattern("layers.exclude", pattern)
 
 
 @dataclass(frozen=True)
@@ -177,10 +177,3 @@ def _build(cls: type[T], data: dict[str, Any], **parts: Any) -> T:
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InvalidConfigError(f"{name} is {value!r}", hint=f"Allowed: {', '.join(allowed)}.")
-
-
-def _regex(name: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise InvalidConfigError(f"{name} is {pattern!r}, not a regular expression: {error}") from error

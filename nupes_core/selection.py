@@ -12,6 +12,7 @@ from typing import Any
 
 from nupes_core.config import LayerSelection, QuantizationConfig, WeightConfig
 from nupes_core.header import TensorInfo
+from nupes_core.patterns import matches
 
 FLOAT_DTYPES = ("BF16", "F16", "F32")
 """Dtypes that are quantized; integers, fp8 and float64 are passed through."""
@@ -96,9 +97,9 @@ def module_name(tensor: str) -> str:
 def layer_config(module: str, config: QuantizationConfig) -> WeightConfig | str:
     """Return how a module is to be quantized by the user's selection, or the reason why it is left alone."""
     for pattern in config.layers.exclude:
-        if module == pattern or re.search(pattern, module):
+        if module == pattern or matches(pattern, module):
             return f"excluded by layers.exclude '{pattern}'"
-    hits = [override for override in config.layers.overrides if re.search(override.match, module)]
+    hits = [override for override in config.layers.overrides if matches(override.match, module)]
     if not hits:
         return config.weights
     override = hits[-1]

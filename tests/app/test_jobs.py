@@ -88,6 +88,7 @@ def test_the_config_of_a_job_is_complete_and_makes_the_same_job_again(api: Api) 
         "group_size": 64,
         "exponent": {"mode": "search", "scope": "layer", "value": None},
         "layout": "auto",
+        "scale_bits": 8,
     }
     again = api.post("/v1/jobs", json=job["config"]).json()
     assert again["config"] == job["config"]
