@@ -255,8 +255,8 @@ def verdict_table(found: list[dict[str, Any]]) -> str:
 def markdown(rows: list[Row], floats: dict[str, float], speed: dict[str, float]) -> str:
     parts = [
         "# Data-free quantization, weights only\n",
-        "Peers at group 64. KL is the mean KL(float ‖ quantized) per token in nats; true bits count all side information.",
-        "NUPES at equal bits: group 16, 7-bit words (log2 scale, sign, exponent choice).\n",
+        "Peers at group 64. KL is the mean KL(float ‖ quantized) per token in nats; true bits count all side",
+        "information. NUPES at equal bits: group 16, 7-bit words (log2 scale, sign, exponent choice).\n",
         "## Against the best peer of each width\n",
         verdict_table(verdicts(rows)),
     ]

@@ -7,10 +7,14 @@ result does not depend on the number of threads that share the rows.
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
+
+import numba
+import numpy as np
 
 
 def _provide_cache_folder() -> None:
@@ -18,14 +22,19 @@ def _provide_cache_folder() -> None:
     own = Path(__file__).parent / "__pycache__"
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     candidates = (own if own.exists() else own.parent, home if home.exists() else home.parent)
-    if not any(os.access(folder, os.W_OK) for folder in candidates):
-        os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"nupes-numba-{os.getuid()}"))
+    if not numba.config.CACHE_DIR and not any(os.access(folder, os.W_OK) for folder in candidates):
+        numba.config.CACHE_DIR = str(_private_folder(Path(tempfile.gettempdir()) / f"nupes-numba-{os.getuid()}"))
+
+
+def _private_folder(path: Path) -> Path:
+    """Return `path` if it is ours alone, else a fresh folder: what lies in a cache is executed."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    status = path.lstat()
+    ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+    return path if ours else Path(tempfile.mkdtemp(prefix=path.name))
 
 
 _provide_cache_folder()
-
-import numba  # noqa: E402 - reads the environment when it is imported
-import numpy as np  # noqa: E402
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 Array = np.ndarray[Any, Any]

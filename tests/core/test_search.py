@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from nupes_core import compiled, reference
+from nupes_core import compiled, kernels, reference
 from nupes_core.config import ExponentConfig, WeightConfig
 from nupes_core.grid import exponent_code
 from nupes_core.scales import block_bases
@@ -125,3 +127,15 @@ def test_importance_moves_the_error_to_the_columns_that_matter_less() -> None:
         return float(((w - decoded) ** 2)[:, ::8].mean())
 
     assert column_error(h) < 0.8 * column_error(torch.ones(256))
+
+
+def test_a_foreign_cache_folder_is_not_used(tmp_path: Path) -> None:
+    own, open_to_others = tmp_path / "own", tmp_path / "open"
+    open_to_others.mkdir(mode=0o777)
+    open_to_others.chmod(0o777)
+
+    assert kernels._private_folder(own) == own
+    assert kernels._private_folder(own) == own
+    fresh = kernels._private_folder(open_to_others)
+    assert fresh != open_to_others
+    fresh.rmdir()
