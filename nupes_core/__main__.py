@@ -69,7 +69,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             "nothing to evaluate on", hint="Give --text FILE, or --baseline DIR to measure fidelity to it."
         )
     if arguments.text is None:
-        tokens = arguments.max_tokens or 8192
+        tokens = arguments.max_tokens or 4096
         return fidelity(arguments.dir, arguments.baseline, tokens=tokens, seed=arguments.seed, **common).to_dict()
     return evaluate(
         arguments.dir, arguments.text, baseline=arguments.baseline, max_tokens=arguments.max_tokens, **common

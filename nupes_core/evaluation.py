@@ -101,7 +101,7 @@ def fidelity(
     model_or_path: Source,
     baseline: Source,
     *,
-    tokens: int = 8192,
+    tokens: int = 4096,
     context: int = 256,
     seed: int = 0,
     tokenizer: Any = None,

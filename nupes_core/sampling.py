@@ -8,7 +8,7 @@ import torch
 
 from nupes_core.errors import EvaluationError
 
-SEQUENCES_AT_ONCE = 16
+SEQUENCES_AT_ONCE = 32
 
 
 def beginning_of_text(tokenizer: Any) -> int | None:
