@@ -16,14 +16,16 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numba
 import numpy as np
 
+_config: Any = numba.config
+
 
 def _provide_cache_folder() -> None:
     """Point numba to a writable cache: a read-only installation in a container without a home has none by default."""
     own = Path(__file__).parent / "__pycache__"
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     candidates = (own if own.exists() else own.parent, home if home.exists() else home.parent)
-    if not numba.config.CACHE_DIR and not any(os.access(folder, os.W_OK) for folder in candidates):
-        numba.config.CACHE_DIR = str(_private_folder(Path(tempfile.gettempdir()) / f"nupes-numba-{os.getuid()}"))
+    if not _config.CACHE_DIR and not any(os.access(folder, os.W_OK) for folder in candidates):
+        _config.CACHE_DIR = str(_private_folder(Path(tempfile.gettempdir()) / f"nupes-numba-{os.getuid()}"))
 
 
 def _private_folder(path: Path) -> Path:
