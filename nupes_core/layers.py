@@ -11,17 +11,11 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from nupes_core.artifact import StoredWeight
+from nupes_core.checkpoint import TORCH_DTYPES
 from nupes_core.errors import UnsafeFileError
 from nupes_core.storage import WeightFormat, tensor_specs
 from nupes_core.weight import QuantizedWeight
 
-TORCH_DTYPES: dict[str, torch.dtype] = {
-    "U8": torch.uint8,
-    "I16": torch.int16,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-}
 SAFETENSORS_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from nupes_core.config import QuantizationConfig, WeightConfig
 from nupes_core.errors import InvalidConfigError, NoQuantizableLayersError, NumericsError
+from nupes_core.globalexponent import Matrix, global_exponent
 from nupes_core.header import TensorInfo
 from nupes_core.layers import REPLACEMENTS, SAFETENSORS_DTYPES, QuantizedConv1D
 from nupes_core.quality import weight_error
@@ -73,7 +74,7 @@ def quantize_model(
         raise NoQuantizableLayersError(
             f"{type(model).__name__} has no layer that the selection leaves in", hint="Loosen layers.exclude."
         )
-    shared = _shared_exponent(list(layers.values()), config)
+    shared = global_exponent([_to_sample(layer) for layer in layers.values()], config.weights)
     skipped = {name: _skipped(model, name, str(reason)) for name, reason in selected.items() if name not in layers}
     done: dict[str, LayerReport] = {}
     for name, layer in layers.items():
@@ -117,12 +118,9 @@ def _refused_by_name(model: nn.Module, name: str, parameter: nn.Parameter, confi
     return view if isinstance(view, str) else None
 
 
-def _shared_exponent(layers: list[_Layer], config: QuantizationConfig) -> float | None:
-    """Return one exponent for the model where the scope is `global`: the mean over layers, weighted by their sizes."""
-    if config.weights.exponent.scope != "global" or config.weights.exponent.mode == "fixed":
-        return None
-    total = sum(layer.matrix.numel() for layer in layers)
-    return sum(quantize_weight(layer.matrix, layer.config).exponent * layer.matrix.numel() for layer in layers) / total
+def _to_sample(layer: _Layer) -> Matrix:
+    rows, cols = layer.matrix.shape
+    return Matrix(layer.name, rows, cols, lambda: layer.matrix)
 
 
 def _quantize(model: nn.Module, layer: _Layer, shared_exponent: float | None) -> LayerReport:

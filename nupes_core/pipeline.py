@@ -17,7 +17,7 @@ from nupes_core.config import QuantizationConfig
 from nupes_core.diskfile import write_file
 from nupes_core.errors import DiskFullError, InvalidConfigError, NoQuantizableLayersError
 from nupes_core.formats import Format, get_format
-from nupes_core.globalexponent import global_exponent
+from nupes_core.globalexponent import Matrix, global_exponent
 from nupes_core.header import Header
 from nupes_core.manifest import hash_file, write_manifest
 from nupes_core.modelfolder import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, ModelFolder, carried_bytes, open_folder
@@ -25,7 +25,7 @@ from nupes_core.plan import Plan, plan_headers, shard_layout
 from nupes_core.planned import Coding, PlannedTensor
 from nupes_core.report import LayerReport, Progress, ProgressCallback, Report
 from nupes_core.sources import Checkpoint
-from nupes_core.tensorwork import QuantizedMatrix, TensorWork, check_finite
+from nupes_core.tensorwork import QuantizedMatrix, TensorWork, check_finite, read_matrix
 from nupes_core.workfolder import WorkFolder
 
 
@@ -116,7 +116,7 @@ class _Run:
         return reports[outputs[0].format.name]
 
     def _quantize(self, checkpoint: Checkpoint, outputs: Sequence[_Output]) -> tuple[LayerReport, ...]:
-        shared = global_exponent(checkpoint, self.plan.quantized, self.config)
+        shared = global_exponent([_matrix(checkpoint, tensor) for tensor in self.plan.quantized], self.config.weights)
         work = TensorWork(checkpoint, self._work, shared)
         layers: list[LayerReport] = []
         for shard, tensors in self._shards.items():
@@ -223,6 +223,14 @@ class _ByteCounter:
         if self._progress:
             total = max(self._total, self._done)
             self._progress(Progress(self._phase, self._done, total, "bytes", name))
+
+
+def _matrix(checkpoint: Checkpoint, tensor: PlannedTensor) -> Matrix:
+    """Return the (first) matrix of a tensor, for sampling."""
+    coding = tensor.coding
+    assert coding is not None, f"{tensor.name} is not quantized"
+    view = coding.view
+    return Matrix(tensor.name, view.rows, view.cols, lambda: read_matrix(checkpoint, tensor.name, coding, 0))
 
 
 def _refuse_calibration(calibration: object | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from nupes_core.artifact import ARTIFACT_VERSION, QUANT_METHOD
 from nupes_core.formats.base import Format, Pieces
 from nupes_core.header import TensorSpec
 from nupes_core.planned import Coding, PlannedTensor
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
     import torch
 
     from nupes_core.weight import QuantizedWeight
-
-QUANT_METHOD = "nupes"
-FORMAT_VERSION = 1
 
 
 def stored_name(tensor: str, suffix: str) -> str:
@@ -51,7 +49,7 @@ def _config(
             left_alone.append(tensor.module)
     quantization = {
         "quant_method": QUANT_METHOD,
-        "version": FORMAT_VERSION,
+        "version": ARTIFACT_VERSION,
         "bits": settings["weights"]["bits"],
         "group_size": settings["weights"]["group_size"],
         "modules_to_not_convert": left_alone,

@@ -21,9 +21,9 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from nupes_core.artifact import ARTIFACT_VERSION, QUANT_METHOD, StoredWeight, stored_weights
+from nupes_core.checkpoint import TORCH_DTYPES
 from nupes_core.layers import (
     REPLACEMENTS,
-    TORCH_DTYPES,
     QuantizedConv1D,
     QuantizedLayer,
     decode_stored,

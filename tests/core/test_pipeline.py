@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from nupes_core.config import ExponentConfig, LayerSelection, QuantizationConfig, WeightConfig
@@ -21,6 +22,7 @@ from nupes_core.errors import (
     UnsafeFileError,
 )
 from nupes_core.modelfolder import open_folder
+from nupes_core.module import quantize_model
 from nupes_core.pipeline import quantize
 from nupes_core.plan import plan_folder
 from nupes_core.report import LayerReport, Progress, Report
@@ -221,6 +223,12 @@ def test_a_global_exponent_is_one_for_the_model(tmp_path: Path) -> None:
     assert len(own) == 2
     assert min(own) <= shared <= max(own)  # type: ignore[type-var, operator]
 
+    modules = nn.ModuleDict({name: nn.Linear(64, 64, bias=False) for name in "ab"})
+    modules.load_state_dict({"a.weight": wide, "b.weight": narrow})
+    config = QuantizationConfig(weights=WeightConfig(group_size=32, exponent=ExponentConfig(scope="global")))
+    in_memory = quantize_model(modules, config)
+    assert [layer.exponent for layer in in_memory.layers] == pytest.approx([shared] * 2)
+
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["l.q_proj.weight", "l.norm.weight"])
@@ -299,6 +307,7 @@ import resource, sys
 from nupes_core.config import QuantizationConfig
 from nupes_core.errors import DiskFullError
 from nupes_core.modelfolder import open_folder
+from nupes_core.module import quantize_model
 from nupes_core.pipeline import quantize
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
 try:
