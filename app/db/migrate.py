@@ -58,3 +58,9 @@ def _wait_for_others(connection: Connection) -> None:
     """On SQLite BEGIN IMMEDIATE has waited already."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+
+
+if __name__ == "__main__":
+    from app.settings import get_settings
+
+    upgrade(get_settings().resolved_database_url)
