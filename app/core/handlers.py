@@ -27,6 +27,8 @@ from nupes_core.errors import NupesError
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
 _VALUE_ERROR = "Value error, "
+MAX_ERRORS = 100
+"""Told in one answer: a body of 2 MB can hold a hundred thousand, and nobody mends more at once."""
 
 
 def install(app: FastAPI) -> None:
@@ -62,9 +64,10 @@ def _from_http(exception: HTTPException) -> ProblemError:
 
 
 def _from_validation(exception: RequestValidationError) -> ProblemError:
-    errors = [_field_error(error, exception.body) for error in exception.errors()]
+    found = exception.errors()
+    errors = [_field_error(error, exception.body) for error in found[:MAX_ERRORS]]
     first = errors[0]
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     detail = f"{first.pointer or 'the body'}: {first.message}{more}"
     return ValidationProblem(detail, errors=errors, hint="Correct the fields listed in `errors`.")
 
@@ -106,6 +109,10 @@ def _from_core(exception: NupesError) -> ProblemError:
     return ValidationProblem(exception.message, code=exception.code, hint=exception.hint)
 
 
+def _unstorable() -> ProblemError:
+    return ValidationProblem("a value can not be stored: it holds characters that are not allowed")
+
+
 def _from_missing_blob(exception: BlobNotFoundError) -> ProblemError:
     return ProblemError(410, "content_gone", "Gone", str(exception), hint="The bytes were deleted; send them again.")
 
@@ -121,5 +128,7 @@ PROBLEMS: dict[type[Exception], Callable[[Any], ProblemError]] = {
     OperationalError: lambda _: UnavailableError("database_unavailable", "the database does not answer"),
     PoolTimeoutError: lambda _: UnavailableError("overloaded", "all database connections are in use"),
     # What a text column can not hold, such as a NUL character on PostgreSQL.
-    DataError: lambda _: ValidationProblem("a value can not be stored: it holds characters that are not allowed"),
+    DataError: lambda _: _unstorable(),
+    # A lone surrogate, which JSON can spell: of a model's config.json, say.
+    UnicodeEncodeError: lambda _: _unstorable(),
 }

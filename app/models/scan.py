@@ -97,8 +97,8 @@ def scan(sizes: Mapping[str, int], read: Read, *, magic: bool) -> Scan:
 
 
 def _lay_out(path: Path, size: int, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # fails where a file has the name of a folder
         with path.open("xb") as file:
             file.write(content)
             file.truncate(size)
