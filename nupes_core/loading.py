@@ -11,6 +11,7 @@ import torch
 from nupes_core.artifact import is_native
 from nupes_core.errors import LoadCheckError, UnsafeFileError, UnsupportedArchitectureError
 from nupes_core.modelfolder import ModelFolder, open_folder
+from nupes_core.skeleton import build_config
 
 _FOREIGN_FILES = ("adapter_config.json",)
 """Files that would make transformers load something else than the folder."""
@@ -30,7 +31,8 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
 
     Raises:
         UnsafeFileError: the folder holds code, pickles or broken files.
-        UnsupportedArchitectureError: transformers does not know the model, or not this kind of weights.
+        UnsupportedArchitectureError: transformers does not know the model, or not this kind of weights, or cannot build
+            what the configuration describes.
         LoadCheckError: the folder lacks weights, or holds some that do not fit its configuration.
     """
     folder = open_folder(path)
@@ -40,6 +42,15 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
     model_class = resolve_model_class(folder.config)
     model = _from_folder(model_class, folder, dtype)
     return model if device is None else model.to(device)
+
+
+def check_buildable(folder: ModelFolder) -> None:
+    """Check, without reading a weight, that transformers can build what the configuration describes.
+
+    Raises:
+        UnsupportedArchitectureError: it does not know the model, or the configuration asks for one of another size.
+    """
+    build_config(resolve_model_class(folder.config), folder.config, folder.headers)
 
 
 def resolve_model_class(config: Mapping[str, Any]) -> Any:
@@ -92,7 +103,7 @@ def _from_folder(model_class: Any, folder: ModelFolder, dtype: torch.dtype | Non
     method = (folder.config.get("quantization_config") or {}).get("quant_method", "nupes")
     if method != "nupes":
         raise UnsupportedArchitectureError(f"the model is quantized by {method!r}", hint="Give the original weights.")
-    config = model_class.config_class.from_dict(dict(folder.config))
+    config = build_config(model_class, folder.config, folder.headers)
     try:
         model, info = model_class.from_pretrained(
             folder.path,
@@ -102,9 +113,13 @@ def _from_folder(model_class: Any, folder: ModelFolder, dtype: torch.dtype | Non
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name and shape
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise LoadCheckError(f"transformers cannot load {folder.path.name}: {error}") from error
+    except Exception as error:  # a stranger's files decide what goes wrong in there
+        raise LoadCheckError(
+            f"transformers cannot load {folder.path.name}: {error}",
+            hint="Check that config.json fits the weights, and that the original loads in transformers.",
+        ) from error
     _check_complete(folder, info)
     return model.eval()
 

@@ -91,7 +91,7 @@ class Execution:
                 raise JobFailedError(
                     JobErrorCode.LOAD_CHECK_FAILED,
                     f"the artifact in format {name} did not load in a fresh process, or computed something else",
-                    hint="Report it with the job id; the artifact was not published.",
+                    hint="Check that config.json fits the weights, or report the job id. Nothing was published.",
                 )
 
     def _expectations(self) -> list[str]:

@@ -14,8 +14,8 @@ from typing import Any
 
 import nupes_core
 from nupes_core.config import QuantizationConfig
-from nupes_core.errors import DiskFullError
-from nupes_core.modelfolder import open_folder
+from nupes_core.errors import DiskFullError, EvaluationError, LoadCheckError, NupesError
+from nupes_core.modelfolder import ModelFolder, open_folder
 from nupes_core.plan import Plan, plan_headers
 from nupes_core.report import Progress, Report
 from worker.childmain import run_child
@@ -24,6 +24,13 @@ from worker.workfolder import JobFolder
 
 FIDELITY_TOKENS = 8192
 """Tokens sampled from the float model where the user gave no text."""
+
+_MODEL_FAULTS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
+"""What wrong settings raise inside a model."""
+
+_EVALUATION_HINT = (
+    'Check that config.json and tokenizer fit the weights, or send "evaluation": null to measure nothing.'
+)
 
 _QUANTIZE_PHASES: Mapping[str, str] = {"validating": "planning", "quantizing": "quantizing"}
 """Phases of `nupes_core.quantize` as the job shows them: it hashes its input and, last and not shown, its output."""
@@ -39,10 +46,10 @@ def run(folder: JobFolder, emitter: Emitter) -> None:
         emitter.log(finding)
     plan = plan_headers(model.headers, model.config, config, formats=orders["formats"])
     _check_disk(folder, plan, orders["min_free_disk_bytes"])
+    if orders["evaluation"]:
+        _check_buildable(model)
     report = _quantize(folder, orders, config, emitter)
-    metrics = _evaluate(folder, orders, emitter) if orders["evaluation"] else None
-    if metrics:
-        _remember_outputs(folder, orders)
+    metrics = _measured(folder, orders, emitter) if orders["evaluation"] else None
     _package(folder, orders, metrics, emitter)
     for layer in report.layers:
         emitter.send("layer", **asdict(layer))
@@ -73,12 +80,39 @@ def _quantize(folder: JobFolder, orders: Mapping[str, Any], config: Quantization
     )
 
 
+def _check_buildable(model: ModelFolder) -> None:
+    """Find out before the work whether the evaluation at its end can be."""
+    from nupes_core.loading import check_buildable
+
+    check_buildable(model)
+
+
+def _measured(folder: JobFolder, orders: Mapping[str, Any], emitter: Emitter) -> dict[str, Any]:
+    """Evaluate, and keep outputs for the load check.
+
+    Raises:
+        EvaluationError: the code of the model's architecture stumbles over what the model's files say.
+    """
+    emitter.phase("evaluating")
+    try:
+        metrics = _evaluate(folder, orders, emitter)
+        _remember_outputs(folder, orders)
+    except LoadCheckError as error:
+        raise EvaluationError(error.message, hint=_EVALUATION_HINT) from error
+    except _MODEL_FAULTS as error:
+        if isinstance(error, NupesError):
+            raise
+        message = f"the model failed in a forward pass ({type(error).__name__})"
+        raise EvaluationError(message, hint=_EVALUATION_HINT) from error
+    return metrics
+
+
 def _evaluate(folder: JobFolder, orders: Mapping[str, Any], emitter: Emitter) -> dict[str, Any]:
     """Compare with the float model on the user's text, or on text that the float model writes itself."""
     from nupes_core.evaluation import evaluate, fidelity
 
     wish, quantized = orders["evaluation"], folder.out / orders["formats"][0]
-    report = _reporter(emitter, {"evaluating": "evaluating"})
+    report = _reporter(emitter, {"evaluating": "evaluating"}, shown="evaluating")
     if folder.text.is_file():
         measured = evaluate(
             quantized,
@@ -134,9 +168,7 @@ def _package(folder: JobFolder, orders: Mapping[str, Any], metrics: Mapping[str,
         finalize(folder.out / name, metrics=metrics)
 
 
-def _reporter(emitter: Emitter, phases: Mapping[str, str]) -> Callable[[Progress], None]:
-    shown = ""
-
+def _reporter(emitter: Emitter, phases: Mapping[str, str], shown: str = "") -> Callable[[Progress], None]:
     def report(progress: Progress) -> None:
         nonlocal shown
         if phase := phases.get(progress.phase):
