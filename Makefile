@@ -37,7 +37,7 @@ up: $(VENV)/.runtime ## Start the service on this machine and print its URL and 
 	$(BIN)/nupes up
 
 test: $(VENV)/.dev ## Run the whole test suite, on SQLite + folders and on PostgreSQL + Redis
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## Check style, types, import rules and container files
 	$(BIN)/ruff check .
