@@ -25,8 +25,8 @@ from worker.workfolder import JobFolder
 FIDELITY_TOKENS = 8192
 """Tokens sampled from the float model where the user gave no text."""
 
-_MODEL_FAULTS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
-"""What wrong settings raise inside a model."""
+_NOT_OF_THE_MODEL = (OSError, MemoryError, NameError, ImportError, AssertionError)
+"""Trouble of the machine, and defects of ours; what else comes out of a model or a tokenizer, its files made."""
 
 _EVALUATION_HINT = (
     'Check that config.json and tokenizer fit the weights, or send "evaluation": null to measure nothing.'
@@ -91,7 +91,7 @@ def _measured(folder: JobFolder, orders: Mapping[str, Any], emitter: Emitter) ->
     """Evaluate, and keep outputs for the load check.
 
     Raises:
-        EvaluationError: the code of the model's architecture stumbles over what the model's files say.
+        EvaluationError: the code of architecture or tokenizer stumbles over what the model's files say.
     """
     emitter.phase("evaluating")
     try:
@@ -99,10 +99,10 @@ def _measured(folder: JobFolder, orders: Mapping[str, Any], emitter: Emitter) ->
         _remember_outputs(folder, orders)
     except LoadCheckError as error:
         raise EvaluationError(error.message, hint=_EVALUATION_HINT) from error
-    except _MODEL_FAULTS as error:
-        if isinstance(error, NupesError):
-            raise
-        message = f"the model failed in a forward pass ({type(error).__name__})"
+    except (NupesError, *_NOT_OF_THE_MODEL):
+        raise
+    except Exception as error:
+        message = f"the model or its tokenizer failed while it was measured ({type(error).__name__})"
         raise EvaluationError(message, hint=_EVALUATION_HINT) from error
     return metrics
 

@@ -190,6 +190,52 @@ def _not_a_number(model: Path) -> dict[str, Any]:
     return _runner_orders()
 
 
+def _infinite(model: Path) -> dict[str, Any]:
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = np.inf
+    save_file(tensors, model / "model.safetensors")
+    return _runner_orders()
+
+
+def _with_config(model: Path, **changes: Any) -> dict[str, Any]:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, **changes}))
+    return _runner_orders(evaluation=_EVALUATION)
+
+
+def _unknown_architecture(model: Path) -> dict[str, Any]:
+    return _with_config(model, model_type="brandnew", architectures=["BrandNew"])
+
+
+def _a_trillion_layers(model: Path) -> dict[str, Any]:
+    return _with_config(model, num_hidden_layers=10**12)
+
+
+def _terabytes(model: Path) -> dict[str, Any]:
+    return _with_config(model, vocab_size=10**11)
+
+
+def _small_vocabulary(model: Path) -> dict[str, Any]:
+    return _with_config(model, vocab_size=16)
+
+
+def _odd_tokenizer(model: Path) -> dict[str, Any]:
+    (model / "tokenizer.json").write_bytes(b"[" * 100_000 + b"]" * 100_000)
+    return _runner_orders(evaluation=_EVALUATION)
+
+
+def _quantized_already(model: Path) -> dict[str, Any]:
+    return _with_config(model, quantization_config={"quant_method": "gptq"})
+
+
+def _code(model: Path) -> dict[str, Any]:
+    (model / "modeling_evil.py").write_text("raise SystemExit")
+    return _runner_orders()
+
+
+_EVALUATION = {"metrics": ["fidelity"], "context": 16, "max_tokens": 64}
+
+
 def _context_too_long(_model: Path) -> dict[str, Any]:
     return _runner_orders(evaluation={"metrics": ["fidelity"], "context": 100_000, "max_tokens": 1000})
 
@@ -201,6 +247,14 @@ def _context_too_long(_model: Path) -> dict[str, Any]:
         (_no_room, "disk_full"),
         (_truncated, "unsafe_file"),
         (_not_a_number, "numerics_nan"),
+        (_infinite, "numerics_nan"),
+        (_unknown_architecture, "unsupported_architecture"),
+        (_a_trillion_layers, "unsupported_architecture"),
+        (_terabytes, "unsupported_architecture"),
+        (_small_vocabulary, "eval_failed"),
+        (_odd_tokenizer, "eval_failed"),
+        (_quantized_already, "invalid_config"),
+        (_code, "unsafe_file"),
         (_context_too_long, "eval_failed"),
     ],
 )
@@ -213,6 +267,8 @@ def test_the_runner_says_why_it_can_not(
     folder.prepare(prepare(folder.model))
     error = _error(_run(settings, folder, "worker.runner"))
     assert error["code"] == code, folder.log.read_text()
+    assert error["message"]
+    assert error["hint"]
     assert str(folder.path) not in json.dumps(error)
 
 
