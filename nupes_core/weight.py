@@ -21,8 +21,9 @@ T = TypeVar("T")
 CHUNK_WEIGHTS = 1 << 18
 """Weights that a thread works on at once, so that temporaries stay small whatever the size of the matrix."""
 
-SAMPLE_WEIGHTS = 1 << 16
-"""Weights on which the exponent is fitted; the optimum is flat."""
+SAMPLE_WEIGHTS, SAMPLE_ROWS = 1 << 13, 32
+"""An exponent is fitted on at least so many weights and rows, where there are more. The optimum is flat: on booklm eight
+times as many lower the error by 0.1 % (groups of 64) to 0.2 % (of 16), and take three times as long."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _exponents(
 
 
 def _fit(w: torch.Tensor, h: torch.Tensor, bases: torch.Tensor, fmt: WeightFormat) -> tuple[int, ...]:
-    stride = max(fmt.rows * fmt.cols // SAMPLE_WEIGHTS, 1)
+    stride = max(fmt.rows // max(SAMPLE_WEIGHTS // fmt.cols, SAMPLE_ROWS), 1)
     sample = _sample(w, h, bases, fmt, range(0, fmt.rows, min(stride, fmt.rows)))
     return fit_candidates(sample) if fmt.candidates > 1 else (exponent_code(fit_exponent(sample)),)
 
