@@ -24,8 +24,8 @@ CHUNK_WEIGHTS = 1 << 18
 SAMPLE_WEIGHTS, SAMPLE_ROWS = 1 << 13, 32
 """An exponent is fitted on at least so many weights and rows, where there are more.
 
-The optimum is flat: on booklm eight times as many lower the error by 0.1 % (groups of 64) to 0.2 % (of 16), and take three
-times as long.
+The optimum is flat: on booklm eight times as many lower the error by 0.1 % (groups of 64) to 0.2 % (of 16), and take
+three times as long.
 """
 
 
