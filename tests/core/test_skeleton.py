@@ -59,5 +59,5 @@ def test_a_true_configuration_passes_without_its_weights(tmp_path: Path) -> None
 
 def test_weights_of_another_shape_are_named(tmp_path: Path) -> None:
     folder = _folder(tmp_path, {"vocab_size": 16})
-    with pytest.raises(LoadCheckError, match="mismatched keys, such as .*embed_tokens"):
+    with pytest.raises(LoadCheckError, match=r"mismatched keys, such as .*embed_tokens"):
         load(folder)
