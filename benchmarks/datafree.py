@@ -1,6 +1,6 @@
 """Data-free NUPES beside RTN, HQQ, NF4 and quanto on real models, at equal true bits per weight.
 
-    make bench-env && NUPES_ASSETS=… .venv-bench/bin/python benchmarks/datafree.py [--models booklm,stories260k,booklm-wikitext]
+    make bench-env && NUPES_ASSETS=… .venv-bench/bin/python benchmarks/datafree.py [--models booklm]
 
 Weights only, linear layers of the blocks; every bit of side information is counted.
 Perplexity and KL(float ‖ quantized) by `nupes_core.evaluate`. Writes benchmarks/results/datafree.{json,md}.
@@ -53,7 +53,7 @@ Tried on these models without a gain that holds on both, and left out:
 
 Groups of 10 to 14 with words of 5 to 7 bits lower the weight error further (4 and 3 bits up to 8 %, 2 bits up to 16 %),
 but do not stay within the bits of the peers on these narrow rows. Seconds are wall time of one thread and include the
-search for the exponent, which on small matrices costs more than the coding; the table of speeds is processor time on one
+search for the exponent, which on small matrices costs more than the coding; the table of speeds is processor time on a
 matrix of 2048 x 4096.
 """
 
