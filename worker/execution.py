@@ -22,7 +22,7 @@ from worker import environment
 from worker.child import Command
 from worker.failures import JobFailedError, exit_failure, internal_failure, timeout_failure
 from worker.lease import Lease, Watch
-from worker.orders import Orders, read_orders
+from worker.orders import read_orders
 from worker.relay import Relay
 from worker.supervisor import Stop, StoppedError, supervise
 from worker.workfolder import JobFolder, job_folder
@@ -74,41 +74,24 @@ class Execution:
         watch = Watch(self._lease, self._database, self._stopping, orders.timeout_s)
         self._stage(watch, "worker.fetcher", online=True)
         self._stage(watch, "worker.runner")
-        self._verify(watch, orders)
+        self._relay.enter(JobPhase.VERIFYING)
+        self._stage(watch, "worker.runner_check")
         self._relay.enter(JobPhase.PUBLISHING)
         self._stage(watch, "worker.uploader", online=True)
         if self._relay.result is None:
             raise JobFailedError(JobErrorCode.INTERNAL, "the work ended without a result")
 
-    def _verify(self, watch: Watch, orders: Orders) -> None:
-        """A fresh process loads what was written and computes with it (architecture, "It loads" is a stage)."""
-        self._relay.enter(JobPhase.VERIFYING)
-        for name in orders.formats:
-            status = self._child(watch, "nupes_core", "check", str(self._folder.out / name), *self._expectations())
-            if status < 0:
-                raise exit_failure(status)
-            if status > 0:
-                raise JobFailedError(
-                    JobErrorCode.LOAD_CHECK_FAILED,
-                    f"the artifact in format {name} did not load in a fresh process, or computed something else",
-                    hint="Check that config.json fits the weights, or report the job id. Nothing was published.",
-                )
-
-    def _expectations(self) -> list[str]:
-        outputs = ["--expect", str(self._folder.outputs)] if self._folder.outputs.is_file() else []
-        return ["--quiet", "--source", str(self._folder.model), *outputs]
-
     def _stage(self, watch: Watch, module: str, *, online: bool = False) -> None:
-        status = self._child(watch, module, str(self._folder.path), online=online)
+        status = self._child(watch, module, online=online)
         if self._relay.failure is not None:
             raise self._relay.failure
         if status != 0:
             raise exit_failure(status)
 
-    def _child(self, watch: Watch, module: str, *args: str, online: bool = False) -> int:
+    def _child(self, watch: Watch, module: str, *, online: bool) -> int:
         make_env = environment.online if online else environment.offline
         env = make_env(self._settings, self._folder)
-        command = Command(module, args, env, self._folder.path, self._folder.log)
+        command = Command(module, [str(self._folder.path)], env, self._folder.path, self._folder.log)
         started = time.monotonic()
         status = supervise(command, self._relay, watch, self._settings.cancel_grace_s)
         logger.info("%s: %s ended with %d after %.1f s", self._job_id, module, status, time.monotonic() - started)

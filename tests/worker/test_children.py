@@ -256,6 +256,42 @@ def test_the_runner_says_why_it_can_not(
     assert str(folder.path) not in json.dumps(error)
 
 
+def _touched(out: Path) -> None:
+    """One byte of the weights is another one; the list of checksums knows nothing of it."""
+    weights = out / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-40] ^= 255
+    weights.write_bytes(content)
+    name = f"  {weights.name}"
+    sums = out / "SHA256SUMS"
+    lines = [line for line in sums.read_text().splitlines() if not line.endswith(name)]
+    sums.write_text("\n".join([*lines, hashlib.sha256(content).hexdigest() + name]) + "\n")
+
+
+def _renamed(out: Path) -> None:
+    (out / "model.safetensors").rename(out / "weights.safetensors")
+
+
+def test_an_artifact_that_is_not_what_was_computed_is_found_out_with_the_reason(
+    settings: Settings, folder: JobFolder
+) -> None:
+    folder.prepare({})
+    folder.model.rmdir()
+    write_tiny_llama(folder.model)
+    folder.prepare(_runner_orders())
+    assert not [event for event in _run(settings, folder, "worker.runner") if event["type"] == "error"]
+    proof = _run(settings, folder, "worker.runner_check")
+    assert [event["type"] for event in proof] == ["log"]
+    assert "are as written" in proof[0]["message"]
+
+    for spoil in (_touched, _renamed):
+        spoil(folder.out / "nupes")
+        error = _error(_run(settings, folder, "worker.runner_check"))
+        assert error["code"] == "load_check_failed"
+        assert "model.safetensors" in error["message"] or "layers" in error["message"]
+        assert str(folder.path) not in error["message"]
+
+
 def _raised_from(cause: BaseException) -> Exception:
     try:
         raise RuntimeError("wrapped") from cause
