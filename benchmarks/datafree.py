@@ -32,14 +32,18 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CONTEXT = 256
 GOAL = -0.2
 """Wanted change of KL and of perplexity increase against the best peer."""
+GOAL_WORDS = {True: "met", False: "MISSED", None: "by KL only"}
 
 NOTES = """
 ## Reading the figures
 
 KL is the steadier measure: the standard error of a perplexity increase is about perplexity · √(2 KL / tokens), 0.03 on
-booklm at 4 bits, and near-equal settings scatter by 0.1 there, while the wanted gain over HQQ is 0.07.
+booklm at 4 bits, and near-equal settings scatter by 0.1 there (exponents fitted on eight times as many weights gave
++0.324), while the wanted gain over HQQ is 0.07: there the goal for perplexity is met by chance as much as by merit.
 
-*booklm-wikitext* is booklm on another text, WikiText-2, which no setting was chosen by.
+*booklm-wikitext* is booklm on another text, WikiText-2, which no setting was chosen by. The model knows books, not this
+text (perplexity 566), and noise on its weights helps as often as it hurts: peers come out below the float model. Its KL
+confirms the gains; its perplexity ranks nothing, at 2 bits too, where HQQ is ahead by it and 76 % behind by KL.
 
 Tried on these models without a gain that holds on both, and left out:
 
@@ -229,7 +233,9 @@ def _verdict(rows: list[Row]) -> dict[str, Any]:
     allowed = min(by_kl.true_bits, by_increase.true_bits)
     fitting = [row for row in rows if row.kind in ("nupes", "default") and row.true_bits <= allowed]
     ours = min(fitting, key=lambda row: row.kl)
-    changes = ours.kl / by_kl.kl - 1, ours.increase / by_increase.increase - 1
+    kl_change = ours.kl / by_kl.kl - 1
+    # a peer below the float model was lucky: no ratio says anything then
+    increase_change = ours.increase / by_increase.increase - 1 if by_increase.increase > 0 else None
     return {
         "model": ours.model,
         "bits": ours.bits,
@@ -237,10 +243,10 @@ def _verdict(rows: list[Row]) -> dict[str, Any]:
         "true_bits": ours.true_bits,
         "peer_bits": allowed,
         "best_by_kl": by_kl.method,
-        "kl_change": changes[0],
+        "kl_change": kl_change,
         "best_by_perplexity": by_increase.method,
-        "increase_change": changes[1],
-        "goal_met": max(changes) <= GOAL,
+        "increase_change": increase_change,
+        "goal_met": None if increase_change is None else max(kl_change, increase_change) <= GOAL,
     }
 
 
@@ -252,6 +258,10 @@ def table(rows: list[Row]) -> str:
         for r in rows
     ]
     return "\n".join([f"| {' | '.join(names)} |", "|" + "---|" * len(names), *body])
+
+
+def _percent(change: float | None) -> str:
+    return "below float" if change is None else f"{change:+.0%}"
 
 
 def verdict_table(found: list[dict[str, Any]]) -> str:
@@ -268,8 +278,8 @@ def verdict_table(found: list[dict[str, Any]]) -> str:
     )
     body = [
         f"| {v['model']} | {v['bits']} | {v['method']} | {v['true_bits']:.3f} | {v['peer_bits']:.3f} "
-        f"| {v['best_by_kl']} | {v['kl_change']:+.0%} | {v['best_by_perplexity']} | {v['increase_change']:+.0%} "
-        f"| {'met' if v['goal_met'] else 'MISSED'} |"
+        f"| {v['best_by_kl']} | {v['kl_change']:+.0%} | {v['best_by_perplexity']} | {_percent(v['increase_change'])} "
+        f"| {GOAL_WORDS[v['goal_met']]} |"
         for v in found
     ]
     return "\n".join([f"| {' | '.join(names)} | goal |", "|" + "---|" * (len(names) + 1), *body])
