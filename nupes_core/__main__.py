@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from nupes_core.config import (
     QuantizationConfig,
     WeightConfig,
 )
-from nupes_core.errors import NupesError
+from nupes_core.errors import EvaluationError, NupesError
 from nupes_core.formats import FORMATS
 from nupes_core.report import Progress
 
@@ -31,6 +32,8 @@ EXIT_ERROR = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; results go to stdout, progress and errors to stderr."""
     arguments = _parser().parse_args(argv)
+    # Read when torch is loaded. Spinning, the default, slows a machine with other work on it tenfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         result = arguments.run(arguments)
     except NupesError as error:
@@ -53,21 +56,27 @@ def _quantize(arguments: argparse.Namespace) -> dict[str, Any]:
         workdir=arguments.workdir,
         formats=arguments.format or ("nupes",),
     )
-    result = report.to_dict()
-    if not arguments.json:
-        del result["layers"]
-    return result
+    return report.to_dict() if arguments.json else _for_people(report.to_dict(), arguments.dst)
+
+
+def _for_people(report: dict[str, Any], dst: Path) -> dict[str, Any]:
+    """Leave out what fills screens, and say what the report does not: where the files are."""
+    extra = report.pop("extra")
+    del report["layers"]
+    sizes = {f"bytes_{name}": size for name, size in extra["formats"].items()} if len(extra["formats"]) > 1 else {}
+    findings = {"findings": "; ".join(extra["findings"])} if extra["findings"] else {}
+    return {**report, **sizes, **findings, "files": dst}
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.text is None and arguments.baseline is None:
+        raise EvaluationError(
+            "nothing to evaluate on", hint="Give --text FILE, or --baseline DIR to measure fidelity to it."
+        )
     from nupes_core.evaluation import evaluate, fidelity
 
     _quiet_transformers()
     common = {"context": arguments.context, "progress": _progress(arguments)}
-    if arguments.text is None and arguments.baseline is None:
-        raise NupesError(
-            "nothing to evaluate on", hint="Give --text FILE, or --baseline DIR to measure fidelity to it."
-        )
     if arguments.text is None:
         tokens = arguments.max_tokens or 4096
         return fidelity(arguments.dir, arguments.baseline, tokens=tokens, seed=arguments.seed, **common).to_dict()
@@ -127,14 +136,28 @@ def _add_quantize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("src", type=Path, help="folder with config.json and safetensors files")
     parser.add_argument("dst", type=Path, help="new folder for the artifact")
     parser.add_argument("--bits", type=int, default=weights.bits, help="2 to 8 (default: %(default)s)")
-    parser.add_argument("--group-size", type=int, default=weights.group_size, help="-1: one group per row")
-    parser.add_argument("--scale-bits", type=int, default=weights.scale_bits, help="side information of a group")
-    parser.add_argument("--layout", choices=get_args(Layout), default=weights.layout)
-    parser.add_argument("--exponent-scope", choices=get_args(ExponentScope), default=weights.exponent.scope)
-    parser.add_argument("--exponent", type=float, help="a fixed exponent instead of a search")
+    parser.add_argument(
+        "--group-size",
+        type=int,
+        default=weights.group_size,
+        help="weights that share a scale, -1: a whole row (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scale-bits", type=int, default=weights.scale_bits, help="bits of a group's scale (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--layout", choices=get_args(Layout), default=weights.layout, help="where the levels lie (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--exponent-scope",
+        choices=get_args(ExponentScope),
+        default=weights.exponent.scope,
+        help="weights that share a searched exponent (default: %(default)s)",
+    )
+    parser.add_argument("--exponent", type=float, help="a fixed one, 0.3 to 1.5, instead of a search")
     parser.add_argument("--exclude", action="append", metavar="REGEX", help="modules left alone (default: lm_head)")
     parser.add_argument("--embeddings", action="store_true", help="also quantize embedding tables")
-    parser.add_argument("--format", action="append", choices=sorted(FORMATS), help="may be given more than once")
+    parser.add_argument("--format", action="append", choices=sorted(FORMATS), help="default: nupes; repeatable")
     parser.add_argument("--optimize", choices=["data-free"], default="data-free")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workdir", type=Path, help="keeps finished matrices, so that a second run resumes")
@@ -144,7 +167,7 @@ def _add_quantize(parser: argparse.ArgumentParser) -> None:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", type=Path, help="model folder: native, dense or float")
     parser.add_argument("--text", type=Path, metavar="FILE", help="UTF-8; without it, text sampled from the baseline")
-    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--context", type=int, default=256, help="tokens a window feeds (default: %(default)s)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="use only the first N tokens")
     parser.add_argument("--baseline", type=Path, metavar="DIR", help="the float model, for KL and top-1 agreement")
     parser.add_argument("--seed", type=int, default=0, help="of the sampled text")

@@ -20,6 +20,9 @@ from app.db.migrate import upgrade
 from app.settings import Settings
 from tests.servers import postgres_server, redis_server
 
+# Before torch is loaded: test processes share the cores, and OpenMP threads that spin while they wait slow all down.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 BOOKLM = REPOSITORY / "examples" / "booklm"
 

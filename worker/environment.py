@@ -33,6 +33,10 @@ _NETWORK_PREFIXES = (
     "HTTPS_PROXY",
     "NO_PROXY",
 )
+_IDLE_THREADS = {"OMP_WAIT_POLICY": "passive"}
+"""OpenMP threads sleep while they wait. By default they spin, and where cores are shared with the API, with another
+worker or with anything else, each parallel operation then waits for the next tick of the scheduler (milliseconds).
+"""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -42,6 +46,7 @@ def offline(settings: Settings, folder: JobFolder) -> dict[str, str]:
         **_base(folder),
         **_with_prefix(_DEVICE_PREFIXES),
         **dict.fromkeys(_THREAD_VARIABLES, str(threads(settings))),
+        **_IDLE_THREADS,
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
