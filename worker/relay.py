@@ -66,7 +66,8 @@ class Relay:
         """Say what is being done now."""
         self.phase = phase
         self._written = 0.0
-        self._write(lambda session, job: enter_phase(session, job, self._fence, phase))
+        fraction = overall_fraction(phase, 0, 0)
+        self._write(lambda session, job: enter_phase(session, job, self._fence, phase, fraction=fraction))
 
     def _on_phase(self, data: dict[str, Any]) -> None:
         self.enter(JobPhase(data["phase"]))

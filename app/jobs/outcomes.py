@@ -34,9 +34,18 @@ class PublishedFile:
     media_type: str
 
 
-def enter_phase(session: Session, job: Job, fence: Fence, phase: JobPhase) -> None:
-    """Say what the job is doing now."""
-    record(session, job, "phase", {"phase": phase.value}, fence=fence, phase=phase.value)
+def enter_phase(session: Session, job: Job, fence: Fence, phase: JobPhase, *, fraction: float = 0.0) -> None:
+    """Say what the job is doing now, and that nothing of it is counted yet.
+
+    `fraction` is what the whole job has done by then; a job never goes back, so a smaller one than is known is ignored.
+    """
+    columns = {
+        "phase": phase.value,
+        "progress_fraction": max(fraction, job.progress_fraction),
+        "progress_current": 0,
+        "progress_total": 0,
+    }
+    record(session, job, "phase", {"phase": phase.value}, fence=fence, **columns)
 
 
 def report_progress(

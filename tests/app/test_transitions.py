@@ -257,6 +257,20 @@ def test_a_failure_because_of_the_cancellation_is_no_failure(database: Database)
     assert (job.status, job.error) == ("cancelled", None)
 
 
+def test_a_new_phase_starts_counting_anew_and_never_goes_back(database: Database) -> None:
+    job_id = new_job(database)
+    fence = claim(database, job_id)
+    done = ProgressInfo(fraction=0.05, current=716, total=1000, unit="bytes")
+    with database.write() as session:
+        outcomes.report_progress(session, session.get_one(Job, job_id), fence, done)
+        outcomes.enter_phase(session, session.get_one(Job, job_id), fence, JobPhase.QUANTIZING, fraction=0.07)
+    job = read_job(database, job_id)
+    assert (job.progress_fraction, job.progress_current, job.progress_total) == (0.07, 0, 0)
+    with database.write() as session:
+        outcomes.enter_phase(session, session.get_one(Job, job_id), fence, JobPhase.VALIDATING, fraction=0.06)
+    assert read_job(database, job_id).progress_fraction == 0.07
+
+
 def test_a_job_given_back_waits_again_with_a_new_wake_up(database: Database) -> None:
     job_id = new_job(database)
     fence = claim(database, job_id)
