@@ -16,6 +16,12 @@ _SECRET_NAMES = re.compile(r"authorization|secret|token|password|pepper|api_key|
 _SECRET_VALUES = re.compile(r"nupes_[0-9a-z]{26}_[0-9A-Za-z]+|hf_[0-9A-Za-z]{16,}|://[^/\s:@]*:[^/\s@]+@")
 _HIDDEN = "[hidden]"
 
+_WARN_ONLY = (
+    *("httpx", "httpx2", "httpcore", "httpcore2", "botocore", "boto3", "urllib3", "alembic"),
+    *("celery.worker.consumer.connection", "celery.worker.strategy", "celery.app.trace"),
+)
+"""What these say in passing, our own lines say better: that a request was made, that a wake-up came and went."""
+
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
@@ -49,7 +55,7 @@ def configure_logging(settings: Settings) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = name != "uvicorn.access"  # our own access log has the request id
-    for name in ("httpx", "httpx2", "httpcore", "httpcore2", "botocore", "boto3", "urllib3", "alembic"):
+    for name in _WARN_ONLY:
         logging.getLogger(name).setLevel(logging.WARNING)
     structlog.configure(
         processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

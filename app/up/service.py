@@ -56,11 +56,13 @@ class Service:
         prepare(folder)
         lock = FolderLock(folder)
         lock.acquire()
+        others = os.umask(0o077)  # whatever we or our children write is for the owner alone, the database too
         try:
             with _listen(self._settings.host, self._settings.port) as listener:
                 self._serve(lock, listener)
         finally:
             lock.release()
+            os.umask(others)
 
     def _serve(self, lock: FolderLock, listener: socket.socket) -> None:
         port = int(listener.getsockname()[1])

@@ -107,7 +107,7 @@ def test_a_key_is_needed_even_here(running: Running) -> None:
 
 def test_secrets_are_for_their_owner_alone(running: Running) -> None:
     assert running.data_dir.stat().st_mode & 0o777 == 0o700
-    for name in ("secret.key", "credentials.json", "curl.conf", "up.lock"):
+    for name in ("secret.key", "credentials.json", "curl.conf", "up.lock", "nupes.db"):
         assert (running.data_dir / name).stat().st_mode & 0o777 == 0o600, name
 
 
