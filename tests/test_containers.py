@@ -53,6 +53,12 @@ def test_secrets_have_no_default() -> None:
         assert all(use.startswith(f"${{{secret}:?") for use in uses)
 
 
+def test_no_hub_chosen_means_the_public_one() -> None:
+    # An empty HF_ENDPOINT is an address for huggingface_hub, and one that never answers.
+    endpoints = {service.get("environment", {}).get("HF_ENDPOINT") for service in SERVICES.values()} - {None}
+    assert endpoints == {"${HF_ENDPOINT:-https://huggingface.co}"}
+
+
 def test_images_run_without_root_and_say_how_they_are() -> None:
     for target in ("api", "worker"):
         stage = re.split(rf"^FROM runtime AS {target}$", DOCKERFILE, flags=re.MULTILINE)[1].split("\nFROM ")[0]
