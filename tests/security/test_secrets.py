@@ -23,7 +23,7 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": f"{CANARY}-aws",
     "PGPASSWORD": f"{CANARY}-database",
 }
-COMPUTES = ("worker.runner", "nupes_core")
+COMPUTES = ("worker.runner", "worker.runner_check")
 """Children that run code on a stranger's files."""
 
 
