@@ -26,6 +26,9 @@ from nupes_client.schemas.problems import FieldError
 from nupes_core.errors import NupesError
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+_NO_SUCH_ENDPOINT = "GET /openapi.json describes every endpoint."
+_WORDS = {"model_attributes_type": "Input should be a JSON object, sent with Content-Type: application/json"}
+"""Where the framework's own words do not say what to do."""
 _VALUE_ERROR = "Value error, "
 MAX_ERRORS = 100
 """Told in one answer: a body of 2 MB can hold a hundred thousand, and nobody mends more at once."""
@@ -60,7 +63,8 @@ def _from_http(exception: HTTPException) -> ProblemError:
     status = exception.status_code
     title = HTTPStatus(status).phrase
     code = _CODES.get(status, title.lower().replace(" ", "_").replace("-", "_"))
-    return ProblemError(status, code, title, str(exception.detail), headers=exception.headers)
+    hint = _NO_SUCH_ENDPOINT if status in (404, 405) else None
+    return ProblemError(status, code, title, str(exception.detail), hint=hint, headers=exception.headers)
 
 
 def _from_validation(exception: RequestValidationError) -> ProblemError:
@@ -73,7 +77,7 @@ def _from_validation(exception: RequestValidationError) -> ProblemError:
 
 
 def _field_error(error: dict[str, Any], body: Any) -> FieldError:
-    message = str(error["msg"]).removeprefix(_VALUE_ERROR)
+    message = _WORDS.get(error["type"]) or str(error["msg"]).removeprefix(_VALUE_ERROR)
     return FieldError(pointer=_pointer(error, body), code=error["type"], message=message)
 
 

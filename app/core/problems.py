@@ -135,13 +135,15 @@ class ForbiddenError(ProblemError):
 class UnavailableError(ProblemError):
     """A part of the service, or the hub, does not answer now."""
 
-    def __init__(self, code: str, detail: str, *, status: int = 503, retry_after_s: int = 5) -> None:
+    def __init__(
+        self, code: str, detail: str, *, status: int = 503, retry_after_s: int = 5, hint: str | None = None
+    ) -> None:
         super().__init__(
             status,
             code,
             HTTPStatus(status).phrase,
             detail,
-            hint=f"Try again in {retry_after_s} seconds.",
+            hint=hint or f"Try again in {retry_after_s} seconds.",
             retryable=True,
             headers={"Retry-After": str(retry_after_s)},
         )

@@ -120,8 +120,7 @@ def _typed(repo_id: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise _unavailable(error) from error
     except (_TRANSPORT_ERROR, OfflineModeIsEnabled, OSError, ValueError) as error:
-        detail = f"the hub does not answer: {type(error).__name__}"
-        raise UnavailableError("download_failed", detail, retry_after_s=10) from error
+        raise _unreachable(repo_id, error) from error
 
 
 def _gated(repo_id: str) -> ProblemError:
@@ -130,6 +129,16 @@ def _gated(repo_id: str) -> ProblemError:
         code="model_gated",
         pointer="/source/repo_id",
         hint="Ask its owner for access and set NUPES_HUB_TOKEN, or upload the files.",
+    )
+
+
+def _unreachable(repo_id: str, error: Exception) -> ProblemError:
+    return UnavailableError(
+        "download_failed",
+        f"the hub does not answer ({type(error).__name__}), so {repo_id!r} can not be looked up",
+        status=502,
+        retry_after_s=10,
+        hint="Try again later, ask the operator for a hub (HF_ENDPOINT), or upload the model folder.",
     )
 
 

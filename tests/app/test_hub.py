@@ -164,13 +164,16 @@ def test_a_hub_in_trouble_is_a_retryable_error(client: TestClient, hub: Hub, sta
 
 def test_an_unreachable_hub_is_a_retryable_error(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    assert problem(register(client), 503, "download_failed").retryable
+    found = problem(register(client), 502, "download_failed")
+    assert found.retryable
+    assert found.hint is not None
+    assert "upload" in found.hint
 
 
 def test_an_answer_that_is_cut_short_is_a_retryable_error(client: TestClient, hub: Hub) -> None:
     hub.add(REPO, folder())
     hub.cut_bodies = True
-    assert problem(register(client), 503, "download_failed").retryable
+    assert problem(register(client), 502, "download_failed").retryable
 
 
 def test_a_service_can_do_without_a_hub(settings: Settings, make_key: Callable[..., str], hub: Hub) -> None:

@@ -39,7 +39,9 @@ def problem(response: Any, status: int, code: str) -> Problem:
 
 
 def test_unknown_path_and_method_answer_problems(client: TestClient) -> None:
-    assert problem(client.get("/v1/nothing"), 404, "not_found").instance == "/v1/nothing"
+    found = problem(client.get("/v1/nothing"), 404, "not_found")
+    assert found.instance == "/v1/nothing"
+    assert "/openapi.json" in (found.hint or "")
     response = client.delete("/v1/models")
     problem(response, 405, "method_not_allowed")
     assert response.headers["allow"]
@@ -59,6 +61,11 @@ def test_an_invalid_field_is_named_by_its_pointer(client: TestClient, body: Any,
     errors = problem(client.post("/v1/uploads", json=body), 422, "validation_error").errors
     assert errors
     assert [(error.pointer, error.code) for error in errors] == [(pointer, code)]
+
+
+def test_a_body_that_is_not_announced_as_json_is_told_how_to_be(client: TestClient) -> None:
+    response = client.post("/v1/jobs", content=b"{}", headers={"Content-Type": "application/x-www-form-urlencoded"})
+    assert "Content-Type: application/json" in problem(response, 422, "validation_error").detail
 
 
 def test_pointers_leave_out_what_pydantic_adds_for_unions(client: TestClient) -> None:
