@@ -42,7 +42,11 @@ def model_folder(folder: Path) -> ModelFolder:
         LocalFileError: not a folder, no `config.json`, or no safetensors file.
     """
     if not folder.is_dir():
-        raise missing_file(folder) if not folder.exists() else LocalFileError(f"{folder} is not a folder")
+        raise (
+            missing_file(folder)
+            if not folder.exists()
+            else LocalFileError(f"{folder} is not a folder", hint="Give the folder that `save_pretrained` wrote.")
+        )
     entries = sorted(path for path in folder.iterdir() if path.is_file())
     files = [path for path in entries if _belongs_to_model(path)]
     if not any(path.suffix == ".safetensors" for path in files):

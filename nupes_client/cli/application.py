@@ -22,7 +22,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 ok, 2 gate failed, 3 job failed, 4 cancelled, 5 waited too long, 6 usage or auth.",
+    epilog="Exit codes: 0 ok, 2 gate failed, 3 job failed, 4 cancelled, 5 waited too long, "
+    "6 wrong usage, no access or no answer.",
 )
 
 COMMANDS: dict[str, Callable[..., None]] = {

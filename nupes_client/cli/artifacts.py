@@ -5,7 +5,7 @@ from __future__ import annotations
 from nupes_client.cli import options as o
 
 
-def artifacts(job_id: o.JobId, download: o.Download = None, json: o.Json = False) -> None:
+def artifacts(job_id: o.JobId, download: o.Fetch = None, json: o.Json = False) -> None:
     """List the files a job left; with --download fetch them, resumed where an earlier try broke off."""
     from nupes_client.cli import output
     from nupes_client.cli.following import fetch
@@ -19,8 +19,8 @@ def artifacts(job_id: o.JobId, download: o.Download = None, json: o.Json = False
         output.print_json(found)
         return
     output.print_table(
-        ("file", "size", "sha256", "artifact"),
-        [(f"{item.format}/{item.path}", output.size(item.size), item.sha256, item.id) for item in found],
+        ("file", "size", "sha256 begins", "artifact"),
+        [(f"{item.format}/{item.path}", output.size(item.size), item.sha256[:12], item.id) for item in found],
         numbers=("size",),
     )
     if download is not None:

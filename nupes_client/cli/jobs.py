@@ -47,7 +47,7 @@ def jobs(
         output.print_json(found)
         return
     output.print_table(
-        ("job", "status", "verdict", "bits", "model", "created", "name"),
+        ("job", "status", "verdict", "bits", "model", "created (UTC)", "name"),
         [
             (
                 job.id,
@@ -119,7 +119,7 @@ def retry(job_id: o.JobId, json: o.Json = False) -> None:
 
 
 def layers(job_id: o.JobId, json: o.Json = False) -> None:
-    """Show every weight of a job's model: bits, exponent, error."""
+    """Show every weight of a job's model: bits, exponent, error (once the job has succeeded)."""
     from nupes_client.cli import output
     from nupes_client.client import Client
 
@@ -137,8 +137,8 @@ def layers(job_id: o.JobId, json: o.Json = False) -> None:
                 layer.bits,
                 layer.group_size,
                 layer.layout,
-                output.number(layer.exponent),
-                output.number(layer.sqnr_db),
+                output.fixed(layer.exponent, 3),
+                output.fixed(layer.sqnr_db, 2),
                 layer.skipped_reason or "",
             )
             for layer in found

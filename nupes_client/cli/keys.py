@@ -52,6 +52,15 @@ def keys(
         output.print_json(found)
         return
     output.print_table(
-        ("key", "name", "starts with", "scopes", "revoked"),
-        [(key.id, key.name, key.prefix, " ".join(key.scopes), key.revoked_at or "") for key in found],
+        ("key", "name", "starts with", "scopes", "revoked (UTC)"),
+        [
+            (
+                key.id,
+                key.name,
+                key.prefix,
+                " ".join(key.scopes),
+                f"{key.revoked_at:%Y-%m-%d %H:%M:%S}" if key.revoked_at else "",
+            )
+            for key in found
+        ],
     )

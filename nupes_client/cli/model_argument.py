@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nupes_client.cli import output
-from nupes_client.errors import LocalFileError, missing_file
+from nupes_client.errors import LocalFileError
 from nupes_client.files import model_folder
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ def check_model(argument: str) -> None:
     if path.exists():
         model_folder(path)
     elif not _is_registered(argument) and (_looks_like_path(argument) or not _HUB_ID.fullmatch(argument)):
-        raise missing_file(path)
+        raise LocalFileError(
+            f"{path}: no such file or folder", hint=f"Check the path; a model of the hub is meant by {argument}@main."
+        )
 
 
 def resolve_model(client: Client, argument: str, advance: Callable[[int], None] | None = None) -> Model:
@@ -67,4 +69,6 @@ def _is_registered(argument: str) -> bool:
 
 
 def _looks_like_path(argument: str) -> bool:
-    return argument.startswith(("/", "./", "../", "~")) or argument.endswith("/")
+    beside = Path(argument).parent
+    in_a_folder_here = "@" not in argument and beside != Path() and beside.is_dir()
+    return in_a_folder_here or argument.startswith(("/", "./", "../", "~")) or argument.endswith("/")

@@ -16,7 +16,7 @@ def models(limit: o.Limit = 20, json: o.Json = False) -> None:
         output.print_json(found)
         return
     output.print_table(
-        ("model", "name", "architecture", "parameters", "size", "dtype", "created"),
+        ("model", "name", "architecture", "parameters", "size", "dtype", "created (UTC)"),
         [
             (
                 model.id,

@@ -42,6 +42,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, num
         table.add_column(column, justify=justify, overflow="fold", no_wrap=place == 0)
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
+    if not table.row_count:
+        note("(none)")
     console = stdout()
     if not console.is_terminal:
         console.width = UNLIMITED
@@ -78,6 +80,11 @@ def size(count: float) -> str:
 def number(value: float | None, digits: int = 4) -> str:
     """Return a figure with `digits` significant digits, a dash for None."""
     return NOTHING if value is None else f"{value:.{digits}g}"
+
+
+def fixed(value: float | None, decimals: int) -> str:
+    """Return a figure with `decimals` digits behind the point, a dash for None."""
+    return NOTHING if value is None else f"{value:.{decimals}f}"
 
 
 def _cell(value: object) -> str:

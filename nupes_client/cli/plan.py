@@ -70,9 +70,10 @@ def _show(predicted: Plan) -> None:
     )
     output.print_line(
         f"{output.size(predicted.bytes_before)} -> {output.size(predicted.artifact_bytes)}, "
-        f"{predicted.bits_per_weight:.3f} bits per weight, {predicted.coverage_pct:.1f} % of the parameters"
+        f"{predicted.bits_per_weight:.3f} bits per weight, {predicted.coverage_pct:.1f}% of the parameters quantized"
     )
     output.print_line(
         f"needs {output.size(predicted.peak_memory_bytes)} of memory, {output.size(predicted.disk_bytes)} of disk, "
-        f"about {predicted.seconds:.0f} s; fits: {', '.join(predicted.worker_classes) or 'no worker'}"
+        f"about {predicted.seconds:.0f} s without the evaluation; "
+        f"fits workers: {', '.join(predicted.worker_classes) or 'none that runs now'}"
     )

@@ -30,18 +30,23 @@ LINE_EVERY_FRACTION = 0.25
 
 @contextmanager
 def transfer(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show bytes on their way; yields the function to be told how many more there are."""
+    """Show bytes on their way; yields the function to be told of more. Without any, they were there already."""
     console = output.stderr()
-    if not console.is_terminal:
-        began, done = time.monotonic(), _Sum()
+    began, done = time.monotonic(), _Sum()
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task(label, total=total)
+
+            def advance(count: int) -> None:
+                done.add(count)
+                progress.advance(task, count)
+
+            yield advance
+    else:
         yield done.add
-        seconds = time.monotonic() - began
-        console.print(f"{label}: {output.size(done.value)} in {seconds:.1f} s")
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda count: progress.advance(task, count)
+    seconds = time.monotonic() - began
+    console.print(f"{label}: {output.size(done.value)} in {seconds:.1f} s" if done.value else f"{label}: nothing new")
 
 
 @contextmanager

@@ -31,6 +31,8 @@ def submit(
         registered = registered_model(client, model)
         text = client.uploads.send(wish.eval_text) if wish.eval_text else None
         job = client.jobs.create(wish.body(registered.id, text.id if text else None))
+        if job.is_terminal:
+            output.note("the same wish was submitted before; this is its job")
         if wait:
             output.note(f"job {job.id}")
             follow(client, job, timeout_s=timeout_s, download=download, as_json=as_json)

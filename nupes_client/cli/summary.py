@@ -19,7 +19,7 @@ Row = tuple[str, str, str, str]
 
 def show(job: Job, folder: Path | None) -> None:
     """Print result, gates, verdict and the place of the files; append the same to a CI step summary if there is one."""
-    rows = result_rows(job.result) if job.result else []
+    rows = result_rows(job.result, job.config.formats[0]) if job.result else []
     if rows:
         output.print_table(COLUMNS, rows, numbers=COLUMNS[1:])
     lines = _lines(job, folder)
@@ -30,12 +30,17 @@ def show(job: Job, folder: Path | None) -> None:
     _append_step_summary(job, rows, lines)
 
 
-def result_rows(result: JobResult) -> list[Row]:
-    """Figures before and after."""
+def result_rows(result: JobResult, format_: str = "nupes") -> list[Row]:
+    """Figures before and after; sizes are those of the format that was asked for first."""
     kept = result.bytes_after / result.bytes_before if result.bytes_before else 1.0
     before_bits = 8 * result.bytes_before / result.params if result.params else None
     rows: list[Row] = [
-        ("size", output.size(result.bytes_before), output.size(result.bytes_after), f"{kept - 1:+.1%}"),
+        (
+            "size" if format_ == "nupes" else f"size ({format_})",
+            output.size(result.bytes_before),
+            output.size(result.bytes_after),
+            f"{kept - 1:+.1%}",
+        ),
         ("bits per quantized weight", output.number(before_bits, 3), output.number(result.bits_per_weight), ""),
         ("parameters quantized", "", f"{result.coverage_pct:.1f}%", ""),
     ]
@@ -44,7 +49,8 @@ def result_rows(result: JobResult) -> list[Row]:
         return rows
     before, after = metrics.baseline.perplexity, metrics.quantized.perplexity
     if before and after:
-        rows.append(("perplexity", output.number(before), output.number(after), f"{after / before - 1:+.2%}"))
+        label = "perplexity" if metrics.text_origin == "user" else "perplexity (sampled text)"
+        rows.append((label, output.number(before), output.number(after), f"{after / before - 1:+.2%}"))
     if metrics.quantized.kl is not None:
         rows.append(("KL per token (nats)", "0", output.number(metrics.quantized.kl), ""))
     if metrics.quantized.top1_agreement is not None:

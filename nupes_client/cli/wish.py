@@ -7,10 +7,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nupes_client.cli.options import GATES
 from nupes_client.errors import NupesError
 
 if TYPE_CHECKING:
     from nupes_client.schemas.jobs import JobCreate
+
+
+OPTIONS: dict[tuple[str | int, ...], str] = {
+    ("weights", "bits"): "--bits",
+    ("weights", "group_size"): "--group-size",
+    ("weights", "exponent"): "--exponent-scope",
+    ("weights", "exponent", "value"): "--exponent",
+    ("weights", "scale_bits"): "--scale-bits",
+    ("layers", "exclude"): "--exclude",
+    ("evaluation", "context"): "--eval-context",
+    ("evaluation", "max_tokens"): "--eval-tokens",
+    ("gates",): "--gate",
+    ("formats",): "--format",
+    ("labels",): "--label",
+    ("name",): "--name",
+    ("timeout_s",): "--job-timeout",
+    ("seed",): "--seed",
+}
+"""The option that each field comes from."""
+
+HINTS = {
+    "metric `perplexity`": "give a text to measure on: --eval-text FILE",
+    "metric `fidelity`": "leave --no-eval out",
+}
+"""By a part of the message: what to do about it."""
 
 
 class WishError(NupesError):
@@ -62,7 +88,7 @@ class Wish:
                 }
             )
         except ValidationError as error:
-            raise WishError(_in_words(error), hint="nupes quantize --help") from error
+            raise WishError(in_words(error.errors()), hint=_hint(str(error))) from error
 
     def check(self) -> None:
         """Refuse a wish that can not become a body before anything is sent.
@@ -84,7 +110,7 @@ class Wish:
         }
 
     def _layers(self) -> dict[str, Any]:
-        chosen = {} if self.exclude is None else {"exclude": list(self.exclude)}
+        chosen = {} if self.exclude is None else {"exclude": [pattern for pattern in self.exclude if pattern]}
         return {**chosen, "embeddings": self.embeddings}
 
     def _evaluation(self, text_upload_id: str | None) -> dict[str, Any] | None:
@@ -113,10 +139,26 @@ def pairs(option: str, values: Sequence[str]) -> dict[str, str]:
     return result
 
 
-def _in_words(error: Any) -> str:
-    lines = []
-    for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        lines.append(f"{place}: {message}" if place else message)
-    return "; ".join(lines)
+def in_words(errors: Sequence[Any]) -> str:
+    """Say what pydantic found in the words of the command line: options instead of fields."""
+    return "; ".join(_finding(item) for item in errors)
+
+
+def _finding(item: Any) -> str:
+    place: tuple[str | int, ...] = item["loc"]
+    if place[:1] == ("gates",) and item["type"] == "extra_forbidden":
+        return f"--gate {place[1]}: there is no such gate, only {', '.join(GATES)}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"{_option(place)}: {message}" if place else message
+
+
+def _option(place: tuple[str | int, ...]) -> str:
+    for length in range(len(place), 0, -1):
+        if option := OPTIONS.get(place[:length]):
+            rest = [str(part) for part in place[length:] if isinstance(part, str)]
+            return " ".join([option, *rest])
+    return ".".join(str(part) for part in place)
+
+
+def _hint(message: str) -> str:
+    return next((hint for word, hint in HINTS.items() if word in message), "nupes quantize --help")

@@ -48,7 +48,7 @@ class Models:
         Args:
             folder: what `save_pretrained` wrote; `nupes_client.files.model_folder` says which files are sent.
             name: for people; the folder's name by default.
-            advance: told how many bytes are done.
+            advance: told how many bytes went out.
 
         Raises:
             LocalFileError: no model in there.
@@ -58,8 +58,6 @@ class Models:
         checksums = {file.name: sha256_of(file) for file in files}
         known = self._with_files(checksums)
         if known is not None:
-            if advance is not None:
-                advance(sum(file.stat().st_size for file in files))
             return known
         sent = [self._send(file, checksums[file.name], advance) for file in files]
         return self.from_uploads(sent, name=name or folder.resolve().name or None)

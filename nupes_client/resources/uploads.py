@@ -36,7 +36,7 @@ class Uploads:
         Args:
             path: the file; read in pieces, never whole.
             sha256: its checksum when known; saves reading the file twice.
-            advance: told how many bytes went out (all of them at once when none need to).
+            advance: told how many bytes went out; never called when the service has them already.
 
         Raises:
             LocalFileError: it can not be read, or changed meanwhile.
@@ -46,12 +46,8 @@ class Uploads:
         if not path.is_file():
             raise missing_file(path)
         sha256 = sha256 or sha256_of(path)
-        size = path.stat().st_size
-        upload = self.create(path.name[-255:], size, sha256)
-        if upload.status is UploadStatus.COMPLETE:
-            if advance is not None:
-                advance(size)
-        else:
+        upload = self.create(path.name[-255:], path.stat().st_size, sha256)
+        if upload.status is not UploadStatus.COMPLETE:
             upload = self._put(upload, path, advance)
         if upload.sha256 != sha256:
             raise ChecksumError(

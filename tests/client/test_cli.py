@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from nupes_client.cli.application import run
+from nupes_client.cli.options import GATES
 from nupes_client.client import Client
-from nupes_client.schemas.jobs import JobCreate, ModelRef
+from nupes_client.schemas.jobs import GatesSpec, JobCreate, ModelRef
 from tests.client import work
 from tests.client.conftest import RunningService
 
@@ -66,6 +67,55 @@ def test_wrong_usage_exits_6_with_words_on_stderr(arguments: list[str], capsys: 
     assert printed.err.strip()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gate", "max_loss=1"], ["--gate max_loss", "max_kl", "min_coverage_pct"]),
+        (["--gate", "max_perplexity_increase_pct=1"], ["--eval-text FILE"]),
+        (["--gate", "max_kl=1", "--no-eval"], ["leave --no-eval out"]),
+        (["--gate", "max_kl=low"], ["--gate max_kl: "]),
+        (["--group-size", "0"], ["--group-size: "]),
+        (["--exponent", "9"], ["--exponent: "]),
+        (["--exclude", "["], ["--exclude: ", "regular expression"]),
+        (["--exponent-scope", "group", "--scale-bits", "5"], ["scale_bits must be 6"]),
+    ],
+)
+def test_a_wrong_wish_is_refused_in_the_words_of_the_command_line(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["quantize", "mdl_x", *arguments]) == 6
+    said = capsys.readouterr().err
+    assert all(word in said for word in words), said
+
+
+def test_help_names_every_gate_and_default() -> None:
+    assert set(GATES) == GatesSpec.model_fields.keys()
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    for command, words in {
+        "quantize": [*GATES, "org/name@revision", "[default: (lm_head)]", "[default: (nupes)]"],
+        "up": ["NUPES_DATA_DIR or ~/.nupes", "NUPES_PORT or 8000"],
+    }.items():
+        shown = subprocess.run([NUPES, command, "-h"], capture_output=True, text=True, check=True, env=environment)
+        flat = " ".join(shown.stdout.replace("│", " ").split())
+        assert all(word in flat for word in words), shown.stdout
+
+
+def test_a_mistyped_path_is_no_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run(["quantize", "models/typo"]) == 6
+    assert "no such file or folder" in capsys.readouterr().err
+    assert run(["quantize", "models/typo@main"]) == 6
+    assert "hub" in capsys.readouterr().err
+
+
+def test_nothing_need_be_excluded(booklm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["quantize", str(booklm), "--exclude", "", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["config"]["layers"]["exclude"] == []
+
+
 def test_errors_are_json_too_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["job", "job_unknown", "--json"]) == 6
     printed = capsys.readouterr()
@@ -95,6 +145,13 @@ def test_a_folder_sent_twice_prints_the_same_model(booklm: Path, capsys: pytest.
     assert first.startswith("mdl_")
     assert run(["upload", str(booklm), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["id"] == first
+
+
+def test_what_the_service_has_is_not_said_to_be_sent(booklm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [run(["upload", str(booklm)]), run(["upload", str(booklm)])] == [0, 0]
+    said = capsys.readouterr().err
+    assert said.count("sent: 12.0 MB") == 1
+    assert said.count("sent: nothing new") == 1
 
 
 def test_a_single_file_prints_its_upload(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
