@@ -188,4 +188,4 @@ def _metric_rows(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple
         if isinstance(value, Mapping):
             yield from _metric_rows(value, f"{prefix}{name} ")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{name}".replace("|", " "), f"{value:.6g}"
+            yield f"{prefix}{name}".replace("|", " ").replace("_", " "), f"{value:.6g}"
