@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -19,7 +20,7 @@ from nupes_core.weight import QuantizedWeight
 SAFETENSORS_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
-class QuantizedLayer(nn.Module):
+class QuantizedLayer(nn.Module, ABC):
     """Base of the modules below: a bias, and the stored parts of a weight matrix as buffers `weight_<suffix>`.
 
     The decoded weight is not kept: memory stays that of the codes, each call pays for decoding.
@@ -67,9 +68,9 @@ class QuantizedLayer(nn.Module):
         """The decoded weight in the shape and dtype that the float module has, for code that looks at it."""
         return self.matrix()
 
+    @abstractmethod
     def to_float(self, dtype: torch.dtype | None = None) -> nn.Module:
         """Return the float module with the decoded weight, in `dtype` or that of the model."""
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         """Describe the format."""
