@@ -39,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NupesError as error:
         _print_error(error, arguments.json)
         return EXIT_ERROR
+    except ModuleNotFoundError as error:
+        sys.stderr.write(
+            f"error: this Python has no {error.name}. Use the one NUPES is installed in (source .venv/bin/activate), "
+            "or install it into this one (pip install '.[core]').\n"
+        )
+        return EXIT_ERROR
     except KeyboardInterrupt:
         return 130
     print(json.dumps(result, indent=2) if arguments.json else _lines(result))  # noqa: T201 - the result

@@ -85,7 +85,7 @@ EvalTokens = Annotated[int, typer.Option("--eval-tokens", min=64, help="Tokens t
 NoEval = Annotated[bool, typer.Option("--no-eval", help="Measure nothing.")]
 Gates = Annotated[
     list[str] | None,
-    typer.Option("--gate", metavar="NAME=LIMIT", help=f"A limit to keep; repeatable. {', '.join(GATES)}."),
+    typer.Option("--gate", metavar="NAME=LIMIT", help="A limit to keep, one of the gates above; repeatable."),
 ]
 Labels = Annotated[
     list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="A label of the job; repeatable.")

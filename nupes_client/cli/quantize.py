@@ -34,6 +34,8 @@ def quantize(
     """Quantize a model: send it when it is a folder, submit the job, and with --wait see it through.
 
     Asking again for the same thing finds the same job instead of making another.
+
+    Gates: max_perplexity_increase_pct (needs --eval-text), max_kl, min_top1_agreement, max_bytes, min_coverage_pct.
     """
     from nupes_client.cli.submitting import submit
     from nupes_client.cli.wish import Wish

@@ -90,7 +90,7 @@ def test_a_wrong_wish_is_refused_in_the_words_of_the_command_line(
 
 def test_help_names_every_gate_and_default() -> None:
     assert set(GATES) == GatesSpec.model_fields.keys()
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
     for command, words in {
         "quantize": [*GATES, "org/name@revision", "[default: (lm_head)]", "[default: (nupes)]"],
         "up": ["NUPES_DATA_DIR or ~/.nupes", "NUPES_PORT or 8000"],

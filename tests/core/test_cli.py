@@ -104,6 +104,15 @@ def test_a_missing_folder_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFix
     assert "internal" not in error
 
 
+def test_a_python_without_torch_is_told_apart_in_one_line(source: Path, tmp_path: Path) -> None:
+    program = "import sys; sys.modules['torch'] = None; from nupes_core.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "quantize", str(source), str(tmp_path / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: this Python has no torch.")
+    assert len(ended.stderr.splitlines()) == 1
+
+
 def test_quantize_evaluate_probe_and_check_work_as_processes(source: Path, tmp_path: Path) -> None:
     out, probe = tmp_path / "out", tmp_path / "probe.json"
 
