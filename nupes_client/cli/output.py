@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -78,8 +79,10 @@ def size(count: float) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Return a figure with `digits` significant digits, a dash for None."""
-    return NOTHING if value is None else f"{value:.{digits}g}"
+    """Return a figure with `digits` significant digits, large ones in full (`3,410,000`), a dash for None."""
+    if value is None:
+        return NOTHING
+    return f"{value:,.0f}" if 10**digits <= abs(value) < math.inf else f"{value:.{digits}g}"
 
 
 def fixed(value: float | None, decimals: int) -> str:

@@ -60,7 +60,7 @@ def result_rows(result: JobResult, format_: str = "nupes") -> list[Row]:
 
 def _lines(job: Job, folder: Path | None) -> list[str]:
     lines = [
-        f"gate {gate.gate}: {output.number(gate.measured)} (limit {gate.limit:g}) {'ok' if gate.passed else 'FAILED'}"
+        f"gate {gate.gate}: {output.number(gate.measured)} (limit {output.number(gate.limit)}) {'ok' if gate.passed else 'FAILED'}"
         for gate in job.gates
     ]
     verdict = f", gates {job.verdict}" if job.verdict else ""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nupes_client.cli import output
 from nupes_client.cli.application import run
 from nupes_client.cli.options import GATES
 from nupes_client.client import Client
@@ -264,3 +265,10 @@ def test_a_narrow_pipe_cuts_no_ids(job_id: str) -> None:
         [NUPES, "jobs"], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "40"}
     )
     assert job_id in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(3412345.0, "3,412,345"), (2.1689, "2.169"), (0.00617807, "0.006178"), (10, "10"), (None, "–")]
+)
+def test_figures_are_readable_whatever_their_size(value: float | None, shown: str) -> None:
+    assert output.number(value) == shown
