@@ -11,7 +11,7 @@ from nupes_client.cli import output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nupes_client.schemas.jobs import Job, JobResult
+    from nupes_client.schemas.jobs import GateResult, Job, JobResult
 
 COLUMNS = ("", "before", "after", "change")
 Row = tuple[str, str, str, str]
@@ -59,10 +59,7 @@ def result_rows(result: JobResult, format_: str = "nupes") -> list[Row]:
 
 
 def _lines(job: Job, folder: Path | None) -> list[str]:
-    lines = [
-        f"gate {gate.gate}: {output.number(gate.measured)} (limit {output.number(gate.limit)}) {'ok' if gate.passed else 'FAILED'}"
-        for gate in job.gates
-    ]
+    lines = [_gate(gate) for gate in job.gates]
     verdict = f", gates {job.verdict}" if job.verdict else ""
     cached = ", answered from cache" if job.cache_hit else ""
     lines.append(f"job {job.id} {job.status.value}{verdict}{cached}")
@@ -71,6 +68,11 @@ def _lines(job: Job, folder: Path | None) -> list[str]:
     elif job.result is not None:
         lines.append(f"files: nupes artifacts {job.id} --download DIR")
     return lines
+
+
+def _gate(gate: GateResult) -> str:
+    outcome = "ok" if gate.passed else "FAILED"
+    return f"gate {gate.gate}: {output.number(gate.measured)} (limit {output.number(gate.limit)}) {outcome}"
 
 
 def _append_step_summary(job: Job, rows: Sequence[Row], lines: Sequence[str]) -> None:
