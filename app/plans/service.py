@@ -106,12 +106,7 @@ def _check_evaluation(session: Session, tenant_id: str, spec: JobSpec, model: Mo
             hint='It can still be quantized on the level of tensors: send "evaluation": null.',
         )
     if spec.evaluation.text is not None:
-        _check_text(session, tenant_id, spec.evaluation.text.upload_id)
-
-
-def _check_text(session: Session, tenant_id: str, upload_id: str) -> None:
-    if uploads.get(session, tenant_id, upload_id).sha256 is None:
-        raise uploads.pending_problem(upload_id, pointer="/evaluation/text/upload_id")
+        uploads.get_complete(session, tenant_id, spec.evaluation.text.upload_id, "/evaluation/text/upload_id")
 
 
 def _check_layers(plan: CorePlan) -> None:

@@ -53,8 +53,8 @@ def get(session: Session, tenant_id: str, upload_id: str) -> UploadRow:
     return upload
 
 
-def get_complete(session: Session, tenant_id: str, upload_id: str) -> UploadRow:
-    """Return an upload that has its bytes.
+def get_complete(session: Session, tenant_id: str, upload_id: str, pointer: str | None = None) -> UploadRow:
+    """Return an upload that has its bytes; `pointer` is the place in the request that names it.
 
     Raises:
         NotFoundError: as in `get`.
@@ -62,7 +62,7 @@ def get_complete(session: Session, tenant_id: str, upload_id: str) -> UploadRow:
     """
     upload = get(session, tenant_id, upload_id)
     if upload.sha256 is None:
-        raise pending_problem(upload_id)
+        raise pending_problem(upload_id, pointer)
     return upload
 
 
