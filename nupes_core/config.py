@@ -11,7 +11,10 @@ from nupes_core.patterns import check_pattern
 Layout = Literal["auto", "signed", "midrise", "paper"]
 ExponentMode = Literal["search", "fixed"]
 ExponentScope = Literal["global", "layer", "row", "group"]
-Optimize = Literal["data_free"]
+Optimize = Literal["data_free", "data_driven"]
+ActivationGrid = Literal["uniform", "power"]
+ActivationScaling = Literal["dynamic", "static"]
+ActivationRange = Literal["mse", "percentile"]
 
 T = TypeVar("T")
 
@@ -124,12 +127,95 @@ class LayerSelection:
 
 
 @dataclass(frozen=True)
+class TrainingConfig:
+    """The stages of data-driven NUPES (method §3). Each can be switched off; each keeps its best, its start included.
+
+    Attributes:
+        error_feedback: column-wise error feedback, rounding to the nearest level of the power table.
+        learn_codes: learn the codes over the entire quantized space.
+        learn_exponent, learn_scales: learn them in the same training.
+        tweak_norms: afterwards train the parameters of norms.
+        steps: optimizer steps for each block.
+        learning_rate: of the codes, in code units.
+        batch_size: calibration samples in a step.
+    """
+
+    error_feedback: bool = True
+    learn_codes: bool = True
+    learn_exponent: bool = True
+    learn_scales: bool = True
+    tweak_norms: bool = False
+    steps: int = 200
+    learning_rate: float = 3e-3
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        _at_least("training.steps", self.steps, 0)
+        _at_least("training.batch_size", self.batch_size, 1)
+        if not 0 < self.learning_rate <= 1:
+            raise InvalidConfigError(
+                f"training.learning_rate is {self.learning_rate!r}; it is in code units and lies in (0, 1]",
+                hint="0.003 is a good default.",
+            )
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """How much calibration data is used.
+
+    Attributes:
+        samples: sequences (or images) at most.
+        length: tokens of a sequence.
+    """
+
+    samples: int = 128
+    length: int = 256
+
+    def __post_init__(self) -> None:
+        _at_least("calibration.samples", self.samples, 1)
+        _at_least("calibration.length", self.length, 8)
+
+
+@dataclass(frozen=True)
+class ActivationConfig:
+    """How the inputs of quantized layers are coded (method §4).
+
+    Attributes:
+        bits: code width, 2 to 8.
+        grid: `uniform`, or `power` with an exponent for each layer.
+        scaling: `dynamic` finds the scale of each token (each sample of a convolution) while the model runs; `static`
+            fixes it on calibration data.
+        range: how a static scale is found: least squared error, or a high percentile.
+        smooth: move outlier channels of activations into the weights where that lowers the error; needs data.
+    """
+
+    bits: int = 8
+    grid: ActivationGrid = "uniform"
+    scaling: ActivationScaling = "dynamic"
+    range: ActivationRange = "mse"
+    smooth: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, int) or not MIN_BITS <= self.bits <= MAX_BITS:
+            raise InvalidConfigError(
+                f"activations.bits is {self.bits!r}; activations are coded with {MIN_BITS} to {MAX_BITS} bits",
+                hint="8 costs next to nothing; 4 wants data-driven weights.",
+            )
+        _one_of("activations.grid", self.grid, get_args(ActivationGrid))
+        _one_of("activations.scaling", self.scaling, get_args(ActivationScaling))
+        _one_of("activations.range", self.range, get_args(ActivationRange))
+
+
+@dataclass(frozen=True)
 class QuantizationConfig:
     """Everything that decides the bytes of an artifact, next to the input and the code version."""
 
     weights: WeightConfig = field(default_factory=WeightConfig)
     layers: LayerSelection = field(default_factory=LayerSelection)
     optimize: Optimize = "data_free"
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    activations: ActivationConfig | None = None
     seed: int = 0
     version: int = CONFIG_VERSION
 
@@ -140,6 +226,12 @@ class QuantizationConfig:
                 f"config version is {self.version!r}; this release reads version {CONFIG_VERSION}",
                 hint="Write the configuration again with this release.",
             )
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the model has to be run on data."""
+        static = self.activations is not None and self.activations.scaling == "static"
+        return static or self.optimize == "data_driven"
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict that `from_dict` turns back into an equal configuration."""
@@ -158,11 +250,16 @@ class QuantizationConfig:
         layers = dict(data.pop("layers", {}))
         overrides = tuple(_build(LayerOverride, item) for item in layers.pop("overrides", ()))
         exclude = tuple(layers.pop("exclude", LayerSelection.exclude))
+        activations = data.pop("activations", None)
+        training, calibration = data.pop("training", {}), data.pop("calibration", {})
         return _build(
             cls,
             data,
             weights=_build(WeightConfig, weights, exponent=exponent),
             layers=_build(LayerSelection, layers, overrides=overrides, exclude=exclude),
+            training=_build(TrainingConfig, training),
+            calibration=_build(CalibrationConfig, calibration),
+            activations=None if activations is None else _build(ActivationConfig, activations),
         )
 
 
@@ -177,3 +274,8 @@ def _build(cls: type[T], data: dict[str, Any], **parts: Any) -> T:
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InvalidConfigError(f"{name} is {value!r}", hint=f"Allowed: {', '.join(allowed)}.")
+
+
+def _at_least(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise InvalidConfigError(f"{name} is {value!r}; it must be a whole number of at least {least}")

@@ -53,6 +53,12 @@ class EvaluationError(NupesError):
     code = "eval_failed"
 
 
+class CalibrationError(NupesError):
+    """Calibration data is missing, empty, too short or not decodable, or does not fit the model."""
+
+    code = "calibration_failed"
+
+
 class LoadCheckError(NupesError):
     """The written artifact does not load, or computes something else than the weights it was written from."""
 

@@ -20,6 +20,8 @@ class LayerReport:
         sqnr_db: signal to quantization noise ratio, dB.
         cosine: cosine similarity of original and dequantized weights.
         bytes_before, bytes_after: serialized bytes, side information included.
+        codes_moved: share of the codes that data-driven training moved away from where they started, 0 to 1.
+        activation_bits: of the layer's inputs; None where they stay float.
         skipped_reason: why the tensor was left alone, else None; the figures above are then None.
     """
 
@@ -36,6 +38,8 @@ class LayerReport:
     sqnr_db: float | None = None
     cosine: float | None = None
     skipped_reason: str | None = None
+    codes_moved: float | None = None
+    activation_bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,3 +81,20 @@ class Progress:
 
 
 ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One point of a curve, such as the loss of a block while it is trained.
+
+    Attributes:
+        series: name of the curve, e.g. `loss/model.layers.0`, `held_out/model.layers.0`.
+        step: grows within a series.
+    """
+
+    series: str
+    step: int
+    value: float
+
+
+MetricCallback = Callable[[Metric], None]

@@ -95,9 +95,33 @@ class WeightSpec(Request):
 
 
 class OptimizeSpec(Request):
-    """How the codes are found: `data_free` looks at the weights alone."""
+    """How the codes are found.
 
-    mode: Literal["data_free"] = "data_free"
+    `data_free` looks at the weights alone. `data_driven` runs calibration data through the model, block by block, and
+    learns the codes; its stages can be switched off one by one.
+    """
+
+    mode: Literal["data_free", "data_driven"] = "data_free"
+    error_feedback: bool = Field(True, description="Column-wise error feedback on the power grid.")
+    learn_codes: bool = Field(True, description="Learn the codes over the entire quantized space.")
+    learn_exponent: bool = Field(True, description="Learn the exponent in the same training.")
+    learn_scales: bool = Field(True, description="Learn the scales in the same training.")
+    tweak_norms: bool = Field(False, description="Afterwards train the parameters of norms.")
+    steps: int = Field(200, ge=0, le=10_000, description="Optimizer steps for each block.")
+    learning_rate: float = Field(3e-3, gt=0, le=1, description="Of the codes, in code units.")
+    batch_size: int = Field(8, ge=1, le=256, description="Calibration samples in a step.")
+
+
+class ActivationSpec(Request):
+    """How the inputs of quantized layers are coded."""
+
+    bits: int = Field(8, ge=2, le=8)
+    grid: Literal["uniform", "power"] = "uniform"
+    scaling: Literal["dynamic", "static"] = Field(
+        "dynamic", description="`dynamic`: a scale for each token while the model runs; `static`: from calibration."
+    )
+    range: Literal["mse", "percentile"] = Field("mse", description="How a static scale is found.")
+    smooth: bool = Field(True, description="Move outlier channels into the weights where that pays; needs data.")
 
 
 def _check_regex(pattern: str) -> str:
@@ -138,6 +162,31 @@ class TextRef(Request):
     upload_id: str
 
 
+class DatasetRef(Request):
+    """A file of a hub data set: text, JSONL, JSON, CSV or Parquet."""
+
+    repo_id: str = Field(min_length=1, max_length=200)
+    revision: str = Field("main", min_length=1, max_length=200)
+    file: str | None = Field(None, max_length=500, description="Path in the repository; None takes the only fitting one.")
+    column: str = Field("text", min_length=1, max_length=200, description="Field that holds the text.")
+
+
+class CalibrationSpec(Request):
+    """Data that the model is run on. With neither `text` nor `dataset` a language model writes its own."""
+
+    text: TextRef | None = Field(None, description="An upload: UTF-8 text, or JSONL.")
+    dataset: DatasetRef | None = None
+    column: str = Field("text", min_length=1, max_length=200, description="Field of JSONL lines that holds the text.")
+    samples: int = Field(128, ge=1, le=4096, description="Sequences used.")
+    length: int = Field(256, ge=8, le=32_768, description="Tokens of a sequence.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.text is not None and self.dataset is not None:
+            raise ValueError("give `text` or `dataset`, not both")
+        return self
+
+
 class EvaluationSpec(Request):
     """How the loss of quality is measured (protocol `nupes-eval-1`).
 
@@ -176,11 +225,11 @@ class JobSpec(Request):
     model: ModelRef
     method: Literal["nupes"] = "nupes"
     weights: WeightSpec = WeightSpec()
-    activations: None = None
+    activations: ActivationSpec | None = None
     optimize: OptimizeSpec = OptimizeSpec()
     target: None = None
     layers: LayersSpec = LayersSpec()
-    calibration: None = None
+    calibration: CalibrationSpec | None = None
     evaluation: EvaluationSpec | None = EvaluationSpec()
     gates: GatesSpec | None = None
     formats: list[Format] = Field(["nupes"], min_length=1, max_length=8)
@@ -346,3 +395,5 @@ class Layer(Response):
     sqnr_db: float | None
     cosine: float | None
     skipped_reason: str | None
+    codes_moved: float | None = Field(None, description="Share of codes that training moved, 0 to 1.")
+    activation_bits: int | None = Field(None, description="Of the layer's inputs.")
