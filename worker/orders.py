@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.db.tables import Job, Model, ModelFile, Upload
 from app.plans.translate import quantization_config
 from app.settings import Settings
-from nupes_client.schemas.jobs import JobSpec
+from nupes_client.schemas.jobs import CalibrationSpec, JobSpec, TextRef
 from nupes_client.schemas.problems import JobErrorCode
 from worker.failures import JobFailedError
 
@@ -27,10 +27,10 @@ class Orders:
 
 
 def read_orders(session: Session, settings: Settings, job_id: str) -> Orders:
-    """Read job, model and text.
+    """Read job, model and texts.
 
     Raises:
-        JobFailedError: the model or the text is gone.
+        JobFailedError: the model or a text is gone.
     """
     job = session.get_one(Job, job_id)
     spec = JobSpec.model_validate(job.config)
@@ -40,7 +40,8 @@ def read_orders(session: Session, settings: Settings, job_id: str) -> Orders:
     content = {
         "source": model.source,
         "files": _files(session, model.id),
-        "text_sha256": _text(session, job.tenant_id, spec),
+        "text_sha256": _evaluation_text(session, job.tenant_id, spec),
+        "calibration": _calibration(session, job.tenant_id, spec.calibration),
         "config": quantization_config(spec).to_dict(),
         "formats": list(spec.formats),
         "evaluation": spec.evaluation.model_dump(mode="json") if spec.evaluation else None,
@@ -61,12 +62,26 @@ def _files(session: Session, model_id: str) -> list[dict[str, Any]]:
     return [{"path": row.path, "size": row.size, "sha256": row.sha256} for row in rows]
 
 
-def _text(session: Session, tenant_id: str, spec: JobSpec) -> str | None:
+def _evaluation_text(session: Session, tenant_id: str, spec: JobSpec) -> str | None:
     if spec.evaluation is None or spec.evaluation.text is None:
         return None
-    upload = session.get(Upload, spec.evaluation.text.upload_id)
+    return _text(session, tenant_id, spec.evaluation.text, JobErrorCode.EVAL_FAILED)
+
+
+def _calibration(session: Session, tenant_id: str, spec: CalibrationSpec | None) -> dict[str, Any] | None:
+    """Return where calibration data comes from; None for a job without any."""
+    if spec is None:
+        return None
+    if spec.dataset is not None:
+        return {"kind": "dataset", **spec.dataset.model_dump(mode="json")}
+    if spec.text is not None:
+        sha256 = _text(session, tenant_id, spec.text, JobErrorCode.CALIBRATION_FAILED)
+        return {"kind": "upload", "sha256": sha256, "column": spec.column}
+    return {"kind": "sampled"}
+
+
+def _text(session: Session, tenant_id: str, text: TextRef, code: JobErrorCode) -> str:
+    upload = session.get(Upload, text.upload_id)
     if upload is None or upload.tenant_id != tenant_id or upload.sha256 is None:
-        raise JobFailedError(
-            JobErrorCode.EVAL_FAILED, f"the text {spec.evaluation.text.upload_id} is not there", hint="Upload it again."
-        )
+        raise JobFailedError(code, f"the text {text.upload_id} is not there", hint="Upload it again.")
     return upload.sha256

@@ -25,6 +25,11 @@ class JobFolder:
         return self.path / "text.txt"
 
     @property
+    def calibration(self) -> Path:
+        """The file to calibrate on, when the job has one: text, JSONL, or a file of a data set."""
+        return self.path / "calibration"
+
+    @property
     def pieces(self) -> Path:
         """Quantized tensors committed so far."""
         return self.path / "pieces"

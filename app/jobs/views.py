@@ -29,6 +29,7 @@ def job_links(job_id: str) -> wire.JobLinks:
         events=f"{base}/events",
         stream=f"{base}/events/stream",
         layers=f"{base}/layers",
+        metrics=f"{base}/metrics",
         artifacts=f"{base}/artifacts",
         cancel=f"{base}/cancel",
     )

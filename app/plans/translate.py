@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from nupes_client.schemas.jobs import JobSpec
-from nupes_core.config import ExponentConfig, LayerOverride, LayerSelection, QuantizationConfig, WeightConfig
+from nupes_core.config import (
+    ActivationConfig,
+    CalibrationConfig,
+    ExponentConfig,
+    LayerOverride,
+    LayerSelection,
+    QuantizationConfig,
+    TrainingConfig,
+    WeightConfig,
+)
 
 
 def quantization_config(spec: JobSpec) -> QuantizationConfig:
@@ -12,7 +21,7 @@ def quantization_config(spec: JobSpec) -> QuantizationConfig:
     Raises:
         nupes_core.errors.InvalidConfigError: a combination that the wire model lets pass and the method does not.
     """
-    weights, layers = spec.weights, spec.layers
+    weights, layers, calibration = spec.weights, spec.layers, spec.calibration
     return QuantizationConfig(
         weights=WeightConfig(
             bits=weights.bits,
@@ -27,5 +36,8 @@ def quantization_config(spec: JobSpec) -> QuantizationConfig:
             embeddings=layers.embeddings,
         ),
         optimize=spec.optimize.mode,
+        training=TrainingConfig(**spec.optimize.model_dump(exclude={"mode"})),
+        calibration=CalibrationConfig(calibration.samples, calibration.length) if calibration else CalibrationConfig(),
+        activations=ActivationConfig(**spec.activations.model_dump()) if spec.activations else None,
         seed=spec.seed,
     )

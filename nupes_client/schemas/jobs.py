@@ -6,7 +6,7 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from nupes_client.schemas.base import Label, LabelValue, Request, Response, Timestamp
 from nupes_client.schemas.problems import JobErrorCode
@@ -111,6 +111,14 @@ class OptimizeSpec(Request):
     learning_rate: float = Field(3e-3, gt=0, le=1, description="Of the codes, in code units.")
     batch_size: int = Field(8, ge=1, le=256, description="Calibration samples in a step.")
 
+    @model_validator(mode="after")
+    def _stages_belong_to_data_driven(self) -> Self:
+        if self.mode == "data_free":
+            for name, field in type(self).model_fields.items():
+                if name != "mode" and getattr(self, name) != field.default:
+                    raise ValueError(f"`{name}` says how codes are learnt: give it with mode `data_driven` only")
+        return self
+
 
 class ActivationSpec(Request):
     """How the inputs of quantized layers are coded."""
@@ -122,6 +130,12 @@ class ActivationSpec(Request):
     )
     range: Literal["mse", "percentile"] = Field("mse", description="How a static scale is found.")
     smooth: bool = Field(True, description="Move outlier channels into the weights where that pays; needs data.")
+
+    @model_validator(mode="after")
+    def _range_belongs_to_static(self) -> Self:
+        if self.scaling == "dynamic" and self.range != "mse":
+            raise ValueError("`range` says how a fixed scale is found: give it with scaling `static` only")
+        return self
 
 
 def _check_regex(pattern: str) -> str:
@@ -167,7 +181,7 @@ class DatasetRef(Request):
 
     repo_id: str = Field(min_length=1, max_length=200)
     revision: str = Field("main", min_length=1, max_length=200)
-    file: str | None = Field(None, max_length=500, description="Path in the repository; None takes the only fitting one.")
+    file: str | None = Field(None, max_length=500, description="Path in the repository; None: the only fitting one.")
     column: str = Field("text", min_length=1, max_length=200, description="Field that holds the text.")
 
 
@@ -184,6 +198,8 @@ class CalibrationSpec(Request):
     def _one_source(self) -> Self:
         if self.text is not None and self.dataset is not None:
             raise ValueError("give `text` or `dataset`, not both")
+        if self.text is None and self.column != "text":
+            raise ValueError("`column` belongs to `text`; a data set has its own")
         return self
 
 
@@ -220,7 +236,10 @@ Format = Literal["nupes", "dense"]
 
 
 class JobSpec(Request):
-    """Everything that decides what a job does, next to the model."""
+    """Everything that decides what a job does, next to the model.
+
+    A data-driven job without `calibration` gets the default one: the model writes its own text.
+    """
 
     model: ModelRef
     method: Literal["nupes"] = "nupes"
@@ -229,11 +248,36 @@ class JobSpec(Request):
     optimize: OptimizeSpec = OptimizeSpec()
     target: None = None
     layers: LayersSpec = LayersSpec()
-    calibration: CalibrationSpec | None = None
+    calibration: CalibrationSpec | None = Field(
+        None, validate_default=True, description="Data that the model is run on; for jobs that need it."
+    )
     evaluation: EvaluationSpec | None = EvaluationSpec()
     gates: GatesSpec | None = None
     formats: list[Format] = Field(["nupes"], min_length=1, max_length=8)
     seed: int = Field(0, ge=0, lt=1 << 31)
+
+    @field_validator("calibration")
+    @classmethod
+    def _calibration_is_what_the_job_needs(
+        cls, value: CalibrationSpec | None, info: ValidationInfo
+    ) -> CalibrationSpec | None:
+        if not {"optimize", "activations"} <= info.data.keys():  # one of them is refused already
+            return value
+        optimize: OptimizeSpec = info.data["optimize"]
+        activations: ActivationSpec | None = info.data["activations"]
+        if optimize.mode == "data_driven":
+            return value or CalibrationSpec()
+        if value is None and activations is not None and activations.scaling == "static":
+            raise ValueError(
+                "activations with scaling `static` need `calibration`: a `text`, a `dataset`, or {} for a text that "
+                "the model writes itself"
+            )
+        if value is not None and not (activations and (activations.smooth or activations.scaling == "static")):
+            raise ValueError(
+                "nothing in this job is found on data: ask for optimize mode `data_driven`, for activations that are "
+                "`static` or `smooth`, or leave `calibration` out"
+            )
+        return value
 
     @field_validator("formats")
     @classmethod
@@ -337,6 +381,7 @@ class JobLinks(Response):
     events: str
     stream: str
     layers: str
+    metrics: str
     artifacts: str
     cancel: str
 
@@ -397,3 +442,24 @@ class Layer(Response):
     skipped_reason: str | None
     codes_moved: float | None = Field(None, description="Share of codes that training moved, 0 to 1.")
     activation_bits: int | None = Field(None, description="Of the layer's inputs.")
+
+
+class MetricPoint(Response):
+    """One point of a curve."""
+
+    step: int
+    value: float | None = Field(description="None: not a finite number.")
+
+
+class MetricSeries(Response):
+    """One curve of a job, such as the loss of a block while its codes are learnt."""
+
+    name: str = Field(description="For example `loss/model.layers.0`.")
+    count: int = Field(description="Points that were measured.")
+    points: list[MetricPoint] = Field(description="At most `max_points` of them, by step.")
+
+
+class JobMetrics(Response):
+    """The curves of a job, by name."""
+
+    data: list[MetricSeries]

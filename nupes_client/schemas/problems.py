@@ -25,6 +25,7 @@ class JobErrorCode(StrEnum):
     TIMEOUT = "timeout"
     WORKER_LOST = "worker_lost"
     NUMERICS_NAN = "numerics_nan"
+    CALIBRATION_FAILED = "calibration_failed"
     EVAL_FAILED = "eval_failed"
     LOAD_CHECK_FAILED = "load_check_failed"
     PUBLISH_FAILED = "publish_failed"

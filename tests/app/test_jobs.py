@@ -43,7 +43,8 @@ def lite(make_settings: Callable[..., Settings], sqlite_url: str) -> Iterator[Ap
 def succeed(database: Database, job_id: str) -> None:
     fence = claim(database, job_id)
     with database.write() as session:
-        layers = [make_layer("a"), make_layer("b", bits=None, skipped_reason="excluded")]
+        learnt = make_layer("a", codes_moved=0.25, activation_bits=8)
+        layers = [learnt, make_layer("b", bits=None, skipped_reason="excluded")]
         outcomes.succeed(session, session.get_one(Job, job_id), fence, make_result(), layers, [make_file()])
 
 
@@ -153,6 +154,28 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "no regular expression": ({"layers": {"exclude": ["("]}}, "/layers/exclude", "value_error"),
     "perplexity without text": ({"evaluation": {"metrics": ["perplexity"]}}, "/evaluation", "value_error"),
     "gate without its metric": ({"gates": {"max_kl": 0.1}}, "", "value_error"),
+    "data for a job that needs none": ({"calibration": {}}, "/calibration", "value_error"),
+    "data for activations that need none": (
+        {"activations": {"smooth": False}, "calibration": {}},
+        "/calibration",
+        "value_error",
+    ),
+    "fixed scales without data": ({"activations": {"scaling": "static"}}, "", "value_error"),
+    "stages of a data-free job": ({"optimize": {"steps": 10}}, "/optimize", "value_error"),
+    "range of dynamic scales": ({"activations": {"range": "percentile"}}, "/activations", "value_error"),
+    "two sources of data": (
+        {
+            "optimize": {"mode": "data_driven"},
+            "calibration": {"text": {"upload_id": "upl_x"}, "dataset": {"repo_id": "org/d"}},
+        },
+        "/calibration",
+        "value_error",
+    ),
+    "column of no text": (
+        {"optimize": {"mode": "data_driven"}, "calibration": {"column": "body"}},
+        "/calibration",
+        "value_error",
+    ),
     "label with a space": ({"labels": {"a b": "c"}}, "/labels/a b", "string_pattern_mismatch"),
     "eternal": ({"timeout_s": 10**9}, "/timeout_s", "less_than_equal"),
 }
@@ -491,7 +514,8 @@ def test_layers_as_csv_have_a_header_and_a_row_each(lite: Api, headers: dict[str
     header, first, second = response.text.splitlines()
     assert header.startswith("name,shape,params")
     assert first.startswith("a,128x64,8192,16384,4352,4,64,signed,0.75")
-    assert second.endswith(",excluded")
+    assert first.endswith(",0.995,,0.25,8")
+    assert second.endswith(",excluded,,")
 
 
 def test_a_body_is_hashed_by_content_not_by_order() -> None:
