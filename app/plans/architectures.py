@@ -1,4 +1,4 @@
-"""Model types that the worker can build for an evaluation.
+"""Model types that the worker can build, to evaluate them or to run them on calibration data.
 
 The service does not import transformers, so the names are listed here; a test holds the list against the installed
 release. Source: `MODEL_FOR_CAUSAL_LM_MAPPING_NAMES` of transformers 5.23. Anything else can be quantized on the level

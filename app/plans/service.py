@@ -14,10 +14,10 @@ from app.db.tables import Model, Worker
 from app.models import service as models
 from app.plans import repository
 from app.plans.architectures import EVALUABLE_MODEL_TYPES
+from app.plans.texts import check_texts
 from app.plans.translate import quantization_config
 from app.settings import Settings
 from app.storage import BlobStore
-from app.uploads import service as uploads
 from nupes_client.schemas.jobs import JobCreate, JobSpec
 from nupes_client.schemas.plans import Plan, PlannedLayer
 from nupes_core.errors import NoQuantizableLayersError, UnsupportedArchitectureError
@@ -57,13 +57,14 @@ def prepare(session: Session, settings: Settings, store: BlobStore, tenant_id: s
     """Check a job as far as that is possible without reading a tensor.
 
     Raises:
-        NotFoundError: the model or the text is not there, or is another tenant's.
-        ValidationProblem: the text is not complete, or no worker has the memory.
+        NotFoundError: the model or a text is not there, or is another tenant's.
+        ValidationProblem: a text is not complete or is no text, or no worker has the memory.
         DiskFullProblem: the result would leave too little disk.
         NupesError: invalid settings, an unknown architecture, nothing to quantize.
     """
     model = models.get(session, tenant_id, spec.model.id)
-    _check_evaluation(session, tenant_id, spec, model)
+    _check_architecture(spec, model)
+    check_texts(session, store, tenant_id, spec)
     headers = models.headers(model)
     config = quantization_config(spec)
     plan = plan_headers(headers, model.config, config)
@@ -97,16 +98,21 @@ def predict(prepared: Prepared, body: JobCreate) -> Plan:
     )
 
 
-def _check_evaluation(session: Session, tenant_id: str, spec: JobSpec, model: Model) -> None:
-    if spec.evaluation is None:
+def _check_architecture(spec: JobSpec, model: Model) -> None:
+    """Refuse to build what can not be built, where the model has to be run."""
+    if model.model_type in EVALUABLE_MODEL_TYPES:
         return
-    if model.model_type not in EVALUABLE_MODEL_TYPES:
+    if spec.calibration is not None:
+        raise UnsupportedArchitectureError(
+            f"a model of type {model.model_type!r} can not be built, so it can not be run on calibration data",
+            hint='It can still be quantized from its weights alone: send "optimize": {"mode": "data_free"}, no '
+            '"activations", "calibration": null and "evaluation": null.',
+        )
+    if spec.evaluation is not None:
         raise UnsupportedArchitectureError(
             f"a model of type {model.model_type!r} can not be built, so it can not be evaluated",
             hint='It can still be quantized on the level of tensors: send "evaluation": null.',
         )
-    if spec.evaluation.text is not None:
-        uploads.get_complete(session, tenant_id, spec.evaluation.text.upload_id, "/evaluation/text/upload_id")
 
 
 def _check_layers(plan: CorePlan) -> None:

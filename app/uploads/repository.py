@@ -46,17 +46,20 @@ def complete(session: Session, upload_id: str, sha256: str) -> bool:
 
 
 def jobs_that_need(session: Session, tenant_id: str, upload_id: str) -> list[str]:
-    """Jobs that have not ended and evaluate on this text."""
-    text_id = Job.config["evaluation"]["text"]["upload_id"].as_string()
-    query = select(Job.id).where(
-        Job.tenant_id == tenant_id, Job.status.not_in([s.value for s in TERMINAL_STATUSES]), text_id == upload_id
-    )
+    """Jobs that have not ended and evaluate or calibrate on this text."""
+    names = or_(*(text_id == upload_id for text_id in _TEXT_IDS))
+    query = select(Job.id).where(Job.tenant_id == tenant_id, _HAS_NOT_ENDED, names)
     return list(session.scalars(query.limit(5)))
 
 
 def delete_expired(session: Session, moment: datetime) -> int:
     """Forget uploads that expired before a moment; return how many."""
-    text_id = Job.config["evaluation"]["text"]["upload_id"].as_string()
-    needed = select(text_id).where(Job.status.not_in([s.value for s in TERMINAL_STATUSES]), text_id.is_not(None))
-    statement = delete(Upload).where(Upload.expires_at < moment, Upload.id.not_in(needed))
+    needed = [select(text_id).where(_HAS_NOT_ENDED, text_id.is_not(None)) for text_id in _TEXT_IDS]
+    statement = delete(Upload).where(Upload.expires_at < moment, *(Upload.id.not_in(each) for each in needed))
     return session.connection().execute(statement).rowcount
+
+
+_TEXT_IDS = tuple(Job.config[purpose]["text"]["upload_id"].as_string() for purpose in ("evaluation", "calibration"))
+"""Where the wish of a job names uploads."""
+
+_HAS_NOT_ENDED = Job.status.not_in([status.value for status in TERMINAL_STATUSES])

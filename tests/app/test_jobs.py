@@ -17,7 +17,9 @@ from app.db.session import Database
 from app.db.tables import Artifact, IdempotencyKey, Job, JobEvent, JobLayer, OutboxMessage, Upload
 from app.jobs import outcomes, repository, submission
 from app.jobs.transitions import record
+from app.plans.texts import HEAD_BYTES
 from app.settings import Settings
+from app.uploads import service as uploads
 from nupes_client.schemas.jobs import JobCreate, JobError
 from nupes_client.schemas.problems import JobErrorCode
 from nupes_core.header import TensorSpec
@@ -227,6 +229,20 @@ def test_a_model_that_is_quantized_already_is_refused(lite: Api) -> None:
     assert (response.status_code, response.json()["code"]) == (422, "invalid_config")
 
 
+def add_text(api: Api, content: bytes) -> str:
+    blob = api.app.state.store.put_stream([content])
+    upload = Upload(tenant_id=api.tenant_id, filename="text.txt", size=blob.size, sha256=blob.sha256)
+    with api.database.write() as session:
+        session.add(upload)
+    return upload.id
+
+
+def refusal(response: Any) -> tuple[str, str]:
+    assert response.status_code == 422, response.text
+    (error,) = response.json()["errors"]
+    return error["code"], error["pointer"]
+
+
 def evaluated_on(upload_id: str) -> dict[str, Any]:
     return {"metrics": ["perplexity"], "text": {"upload_id": upload_id}}
 
@@ -238,14 +254,77 @@ def add_upload(api: Api, sha256: str | None) -> str:
     return upload.id
 
 
-def test_the_text_of_an_evaluation_must_be_there_and_complete(lite: Api) -> None:
-    pending, complete = add_upload(lite, None), add_upload(lite, "a" * 64)
+def calibrated_on(upload_id: str) -> dict[str, Any]:
+    return {"optimize": {"mode": "data_driven"}, "calibration": {"text": {"upload_id": upload_id}}}
+
+
+PURPOSES = {
+    "evaluation": lambda upload_id: {"evaluation": evaluated_on(upload_id)},
+    "calibration": calibrated_on,
+}
+"""What a text may be named for; each makes the fields of a wish from the id of an upload."""
+
+
+@pytest.mark.parametrize("purpose", PURPOSES)
+def test_a_text_must_be_there_and_complete(lite: Api, purpose: str) -> None:
+    pending, complete = add_upload(lite, None), add_text(lite, b"some words")
     foreign = add_upload(lite.another_tenant(), "b" * 64)
-    answers = {
-        upload_id: lite.post("/v1/jobs", json=lite.body(evaluation=evaluated_on(upload_id))).status_code
-        for upload_id in (pending, complete, foreign, "upl_none")
-    }
-    assert answers == {pending: 422, complete: 202, foreign: 404, "upl_none": 404}
+    for path, accepted in (("/v1/plans", 200), ("/v1/jobs", 202)):
+        answers = {
+            upload_id: lite.post(path, json=lite.body(**PURPOSES[purpose](upload_id)))
+            for upload_id in (pending, complete, foreign, "upl_none")
+        }
+        statuses = {upload_id: answer.status_code for upload_id, answer in answers.items()}
+        assert statuses == {pending: 422, complete: accepted, foreign: 404, "upl_none": 404}
+        assert refusal(answers[pending]) == ("upload_pending", f"/{purpose}/text/upload_id")
+
+
+@pytest.mark.parametrize("purpose", PURPOSES)
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "text_empty"),
+        (b" \n\n\t", "text_empty"),
+        ("naïve".encode("latin-1"), "text_not_utf8"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100_000), "text_not_utf8"),
+        ("cut short é".encode()[:-1], "text_not_utf8"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused_before_any_work(lite: Api, purpose: str, content: bytes, code: str) -> None:
+    upload_id = add_text(lite, content)
+    for path in ("/v1/plans", "/v1/jobs"):
+        response = lite.post(path, json=lite.body(**PURPOSES[purpose](upload_id)))
+        assert refusal(response) == (code, f"/{purpose}/text/upload_id")
+        assert upload_id in response.json()["detail"]
+
+
+def test_a_character_across_the_end_of_what_is_looked_at_is_no_fault(lite: Api) -> None:
+    for before in range(4):
+        content = b"x" * (HEAD_BYTES - before) + "😀".encode() + b" and so on"
+        assert lite.post("/v1/plans", json=lite.body(**calibrated_on(add_text(lite, content)))).status_code == 200
+
+
+def test_what_can_not_be_built_can_not_be_calibrated(lite: Api) -> None:
+    model_id = lite.add_model(model_type="homegrown", config={"model_type": "homegrown"})
+    response = lite.post("/v1/jobs", json=lite.body(model_id, optimize={"mode": "data_driven"}))
+    assert (response.status_code, response.json()["code"]) == (422, "unsupported_architecture")
+    assert "data_free" in response.json()["hint"]
+
+
+@pytest.mark.parametrize("purpose", PURPOSES)
+def test_a_text_stays_as_long_as_a_job_needs_it(api: Api, purpose: str) -> None:
+    upload_id = add_text(api, b"some words")
+    job = api.post("/v1/jobs", json=api.body(**PURPOSES[purpose](upload_id))).json()
+    refused = api("DELETE", f"/v1/uploads/{upload_id}")
+    assert (refused.status_code, refused.json()["code"]) == (409, "upload_in_use")
+    assert job["id"] in refused.json()["detail"]
+    with api.database.write() as session:
+        session.get_one(Upload, upload_id).expires_at = datetime.now(UTC) - timedelta(days=1)
+    with api.database.write() as session:
+        assert uploads.purge_expired(session) == 0
+    api.post(f"/v1/jobs/{job['id']}/cancel")
+    with api.database.write() as session:
+        assert uploads.purge_expired(session) == 1
 
 
 def test_a_job_that_would_fill_the_disk_is_refused(make_settings: Callable[..., Settings], sqlite_url: str) -> None:
