@@ -179,6 +179,17 @@ class JobLayer(Base):
     """A `nupes_client.schemas.jobs.Layer`."""
 
 
+class JobMetric(Base):
+    """A point of one of a job's curves."""
+
+    __tablename__ = "job_metrics"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    series: Mapped[str] = mapped_column(String(255), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[float | None]
+    """NULL: it was no finite number."""
+
+
 class Artifact(Base):
     """One downloadable file of a succeeded job. The rows are written last: no row, no artifact."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Header, Query
+from pydantic import StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from app.core.conditional import check_match, not_modified
+from app.core.conditional import check_match, etag, not_modified
 from app.core.deps import ReadSession, WriteSession
 from app.core.openapi import problems
 from app.core.pagination import MAX_LIMIT, PageParams, paginate
@@ -18,13 +20,14 @@ from app.db import tables
 from app.jobs import repository, service, submission
 from app.jobs.deps import Filter, SubmissionContext, Watcher
 from app.jobs.layers import layers_csv
+from app.jobs.metrics import MAX_NAME, MIN_POINTS, read_metrics
 from app.jobs.prefer import preferred_wait, while_connected
 from app.jobs.repository import JobState
 from app.jobs.stream import event_stream, resume_point
 from app.jobs.views import JOBS_PATH, event_view, job_view, layer_view
 from app.queue.outbox import deliver
 from nupes_client.schemas.base import Page
-from nupes_client.schemas.jobs import Job, JobCreate, JobEvent, JobPatch, JobStatus, Layer
+from nupes_client.schemas.jobs import Job, JobCreate, JobEvent, JobMetrics, JobPatch, JobStatus, Layer
 
 router = APIRouter(prefix=JOBS_PATH, tags=["jobs"])
 
@@ -34,6 +37,7 @@ POLL_AFTER_S = 2
 IdempotencyKey = Annotated[str | None, Header(description="The same key and body twice make one job.")]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Rows per page.")]
 Position = Annotated[int, Query(ge=0, lt=1 << 63)]
+SeriesName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME)]
 Cursor = Annotated[int | None, Query(ge=0, lt=1 << 63, description="`next_cursor` of the page before.")]
 
 
@@ -170,6 +174,28 @@ def list_layers(
     found = repository.layers(session, job_id, -1 if cursor is None else cursor, limit + 1)
     layers = found[:limit]
     return _page([layer_view(layer) for layer in layers], len(found) > limit, layers[-1].position if layers else 0)
+
+
+@router.get("/{job_id}/metrics", response_model=JobMetrics, responses={304: {"description": "Not modified"}})
+def list_metrics(
+    job_id: str,
+    request: Request,
+    principal: JobsRead,
+    session: ReadSession,
+    series: Annotated[list[SeriesName], Query(description="Only these; repeat the parameter.")] = [],  # noqa: B006
+    max_points: Annotated[int, Query(ge=MIN_POINTS, le=10_000, description="Of each series.")] = 200,
+) -> Response:
+    """The curves of a job, such as losses of training, while it runs and afterwards.
+
+    Longer series are thinned out; first, last and extremes stay. The ETag changes with the content.
+    """
+    service.get(session, principal.tenant_id, job_id)
+    content = read_metrics(session, job_id, series, max_points).model_dump_json().encode()
+    tag = etag(hashlib.sha256(content).hexdigest()[:32])
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
+    if not_modified(request, tag):
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type="application/json", headers=headers)
 
 
 def _accepted(

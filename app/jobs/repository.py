@@ -1,4 +1,4 @@
-"""All SQL about jobs, their events and layers. Every read a user can cause is filtered by tenant."""
+"""All SQL about jobs, their events, layers and metrics. Every read a user can cause is filtered by tenant."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Select, and_, delete, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, or_, select, update
 from sqlalchemy.orm import Session
 
-from app.db.tables import Artifact, IdempotencyKey, Job, JobEvent, JobLayer, OutboxMessage
+from app.db.tables import Artifact, IdempotencyKey, Job, JobEvent, JobLayer, JobMetric, OutboxMessage
 from nupes_client.schemas.jobs import JobStatus
 
 
@@ -59,6 +59,7 @@ def remove(session: Session, job: Job) -> None:
     session.execute(delete(OutboxMessage).where(OutboxMessage.job_id == job.id))
     session.execute(delete(Artifact).where(Artifact.job_id == job.id))
     session.execute(delete(JobLayer).where(JobLayer.job_id == job.id))
+    session.execute(delete(JobMetric).where(JobMetric.job_id == job.id))
     session.execute(delete(JobEvent).where(JobEvent.job_id == job.id))
     session.execute(delete(Job).where(Job.id == job.id))
 
@@ -73,6 +74,21 @@ def layers(session: Session, job_id: str, after: int, limit: int | None) -> Sequ
     """Layers behind position `after`, in checkpoint order; the caller has checked the tenant."""
     query = select(JobLayer).where(JobLayer.job_id == job_id, JobLayer.position > after).order_by(JobLayer.position)
     return session.scalars(query.limit(limit)).all()
+
+
+def metrics(session: Session, job_id: str, series: Sequence[str]) -> Sequence[Row[tuple[str, int, float | None]]]:
+    """Points (series, step, value) of these series, of all when empty, in order; the caller has checked the tenant."""
+    query = select(JobMetric.series, JobMetric.step, JobMetric.value).where(JobMetric.job_id == job_id)
+    if series:
+        query = query.where(JobMetric.series.in_(series))
+    return session.execute(query.order_by(JobMetric.series, JobMetric.step)).all()
+
+
+def cut_metrics(session: Session, job_id: str, starts: Mapping[str, int]) -> None:
+    """Delete the points of each series from its step in `starts` on."""
+    for series, step in starts.items():
+        behind = (JobMetric.job_id == job_id, JobMetric.series == series, JobMetric.step >= step)
+        session.execute(delete(JobMetric).where(*behind))
 
 
 def states(session: Session, job_ids: Iterable[str]) -> dict[str, JobState]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_, update
+from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.core.clock import now
@@ -108,6 +108,18 @@ def record(
     guard: list[ColumnElement[bool]] = [Job.status.not_in([status.value for status in TERMINAL_STATUSES])]
     _write(session, job, guard, fence, columns)
     _append(session, job, event_type, data)
+
+
+def hold(session: Session, job_id: str, fence: Fence) -> None:
+    """Keep a job that is held from changing hands before the transaction ends, for writes that are no news of the job.
+
+    Raises:
+        StaleFenceError: the job has ended or belongs to another worker.
+    """
+    held = Job.status.in_([JobStatus.RUNNING.value, JobStatus.CANCELLING.value])
+    query = select(Job.id).where(Job.id == job_id, held, fence.condition())
+    if session.scalar(query.with_for_update()) is None:
+        raise StaleFenceError(f"{job_id}: {fence} holds it no longer")
 
 
 def amend(session: Session, job: Job, **columns: Any) -> None:

@@ -25,6 +25,7 @@ ON_A_JOB: dict[str, tuple[str, str, dict[str, Any]]] = {
     "events": ("GET", "/v1/jobs/{job}/events", {}),
     "stream": ("GET", "/v1/jobs/{job}/events/stream", {}),
     "layers": ("GET", "/v1/jobs/{job}/layers", {}),
+    "metrics": ("GET", "/v1/jobs/{job}/metrics", {}),
     "layers as csv": ("GET", "/v1/jobs/{job}/layers?format=csv", {}),
     "artifacts": ("GET", "/v1/jobs/{job}/artifacts", {}),
     "archive": ("GET", "/v1/jobs/{job}/artifacts.tar", {}),
