@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
-from nupes_core.config import MAX_BITS, MIN_BITS
-from nupes_core.errors import UnsafeFileError
+from nupes_core.config import MAX_BITS, MIN_BITS, ActivationConfig
+from nupes_core.errors import InvalidConfigError, UnsafeFileError
 from nupes_core.storage import TensorSpec, WeightFormat, tensor_specs, weight_nbytes
 
 QUANT_METHOD = "nupes"
@@ -27,6 +27,7 @@ class StoredWeight:
         dtype: safetensors name of the dtype that the weight had and is decoded to.
         transposed: the checkpoint tensor holds [cols, rows].
         slices: number of fused matrices, coded one by one; None for a plain matrix.
+        activation: how the input of the layer is coded; None leaves it float.
     """
 
     name: str
@@ -34,6 +35,7 @@ class StoredWeight:
     dtype: str
     transposed: bool = False
     slices: int | None = None
+    activation: ActivationConfig | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,7 +62,8 @@ class StoredWeight:
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of `quantization_config.tensors`, the format spelled out."""
         entry = {key: value for key, value in asdict(self).items() if key in {"format", "dtype"}}
-        optional = {"transposed": self.transposed or None, "slices": self.slices}
+        bits = self.activation.bits if self.activation else None
+        optional = {"transposed": self.transposed or None, "slices": self.slices, "activation_bits": bits}
         return entry | {key: value for key, value in optional.items() if value is not None}
 
 
@@ -77,9 +80,10 @@ def stored_weights(quantization_config: Mapping[str, Any]) -> dict[str, StoredWe
         )
     try:
         formats = [_format(entry) for entry in quantization_config["formats"]]
+        activations = ActivationConfig(**quantization_config.get("activations") or {})
         tensors = quantization_config["tensors"].items()
-        return {name: _stored_weight(name, formats, entry) for name, entry in tensors}
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        return {name: _stored_weight(name, formats, activations, entry) for name, entry in tensors}
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, InvalidConfigError) as error:
         raise UnsafeFileError(f"quantization_config is broken: {error!r}", hint=_HINT) from error
 
 
@@ -89,11 +93,15 @@ def is_native(config: Mapping[str, Any]) -> bool:
     return isinstance(quantization_config, Mapping) and quantization_config.get("quant_method") == QUANT_METHOD
 
 
-def _stored_weight(name: str, formats: list[WeightFormat], entry: Mapping[str, Any]) -> StoredWeight:
-    slices = entry.get("slices")
+def _stored_weight(
+    name: str, formats: list[WeightFormat], activations: ActivationConfig, entry: Mapping[str, Any]
+) -> StoredWeight:
+    slices, bits = entry.get("slices"), entry.get("activation_bits")
     if entry["dtype"] not in {"BF16", "F16", "F32"} or not (slices is None or 0 < slices < 1 << 31):
         raise ValueError(f"{name}: {dict(entry)}")
-    return StoredWeight(name, formats[entry["format"]], entry["dtype"], bool(entry.get("transposed", False)), slices)
+    transposed = bool(entry.get("transposed", False))
+    activation = None if bits is None else replace(activations, bits=bits)
+    return StoredWeight(name, formats[entry["format"]], entry["dtype"], transposed, slices, activation)
 
 
 def _format(entry: Mapping[str, Any]) -> WeightFormat:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from nupes_core.activations import ActivationQuantizer
 from nupes_core.artifact import StoredWeight
 from nupes_core.checkpoint import TORCH_DTYPES
 from nupes_core.errors import UnsafeFileError
@@ -23,7 +24,8 @@ SAFETENSORS_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 class QuantizedLayer(nn.Module, ABC):
     """Base of the modules below: a bias, and the stored parts of a weight matrix as buffers `weight_<suffix>`.
 
-    The decoded weight is not kept: memory stays that of the codes, each call pays for decoding.
+    Where activations are quantized, `input_quantizer` codes the input of each call. The decoded weight is not kept:
+    memory stays that of the codes, each call pays for decoding.
 
     Args:
         format: of the matrix [rows = outputs, cols = inputs].
@@ -33,6 +35,7 @@ class QuantizedLayer(nn.Module, ABC):
     """
 
     bias: nn.Parameter | None
+    input_quantizer: ActivationQuantizer | None
 
     def __init__(self, format: WeightFormat, weight_dtype: torch.dtype, like: Any) -> None:  # noqa: A002
         super().__init__()
@@ -42,6 +45,7 @@ class QuantizedLayer(nn.Module, ABC):
             empty = torch.empty(shape, dtype=TORCH_DTYPES[stored], device=like.weight.device)
             self.register_buffer(f"weight_{suffix}", empty)
         self.register_parameter("bias", like.bias)
+        self.register_module("input_quantizer", None)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Follow `model.to(dtype)`, although no buffer changes."""
@@ -68,9 +72,13 @@ class QuantizedLayer(nn.Module, ABC):
         """The decoded weight in the shape and dtype that the float module has, for code that looks at it."""
         return self.matrix()
 
+    def coded(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the input as the layer computes with it."""
+        return x if self.input_quantizer is None else self.input_quantizer(x)
+
     @abstractmethod
     def to_float(self, dtype: torch.dtype | None = None) -> nn.Module:
-        """Return the float module with the decoded weight, in `dtype` or that of the model."""
+        """Return the float module with the decoded weight, in `dtype` or that of the model; its input stays float."""
 
     def extra_repr(self) -> str:
         """Describe the format."""
@@ -83,7 +91,7 @@ class QuantizedLinear(QuantizedLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [..., cols] to [..., rows]."""
-        return functional.linear(x, self.matrix(x.dtype), self.bias)
+        return functional.linear(self.coded(x), self.matrix(x.dtype), self.bias)
 
     def to_float(self, dtype: torch.dtype | None = None) -> nn.Module:
         """Return an `nn.Linear`."""
@@ -108,7 +116,7 @@ class QuantizedConv1D(QuantizedLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [..., cols] to [..., rows]."""
-        return functional.linear(x, self.matrix(x.dtype), self.bias)
+        return functional.linear(self.coded(x), self.matrix(x.dtype), self.bias)
 
     def to_float(self, dtype: torch.dtype | None = None) -> nn.Module:
         """Return a `Conv1D`."""
@@ -131,7 +139,7 @@ class QuantizedConv2d(QuantizedLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [n, in, height, width] to [n, out, …]."""
-        found: torch.Tensor = self.to_float(x.dtype)(x)
+        found: torch.Tensor = self.to_float(x.dtype)(self.coded(x))
         return found
 
     @property

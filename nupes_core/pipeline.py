@@ -140,7 +140,7 @@ class _Run:
             return
         for index, matrix in enumerate(work.matrices(tensor, tensor.coding)):
             for output, writer in zip(outputs, writers, strict=True):
-                for name, content in output.format.pieces(tensor, matrix.weight, matrix.decoded):
+                for name, content in output.format.pieces(tensor, matrix.weight, matrix.decoded, matrix.inputs):
                     writer.write(name, content, offset=index * content.nbytes)
             yield _quantized(tensor, tensor.coding, index, matrix)
             self._advance(tensor.params // tensor.coding.view.count, tensor.module)
@@ -296,6 +296,7 @@ def _quantized(tensor: PlannedTensor, coding: Coding, index: int, matrix: Quanti
         mse=_rounded(matrix.error.mse),
         sqnr_db=_rounded(matrix.error.sqnr_db),
         cosine=_rounded(matrix.error.cosine),
+        activation_bits=coding.activation.bits if coding.activation else None,
     )
 
 

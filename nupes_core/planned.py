@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nupes_core.config import QuantizationConfig, WeightConfig
+from nupes_core.config import ActivationConfig, QuantizationConfig, WeightConfig
 from nupes_core.header import TensorInfo
-from nupes_core.selection import MatrixView, ModelFacts, layer_config, matrix_view, module_name
+from nupes_core.selection import MatrixView, ModelFacts, has_coded_input, layer_config, matrix_view, module_name
 from nupes_core.storage import WeightFormat, resolve_format, weight_nbytes
 
 
@@ -19,11 +19,13 @@ class Coding:
         view: how it is read as matrices.
         weight: settings of the search.
         format: storage of each of its matrices.
+        activation: how the layer's input is coded; None leaves it float.
     """
 
     view: MatrixView
     weight: WeightConfig
     format: WeightFormat
+    activation: ActivationConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class PlannedTensor:
         name: in the checkpoint.
         shard: its file.
         dtype, shape: as stored; dtype is the safetensors name.
-        bytes_after: of its stored tensors in the native format.
+        bytes_after: of its stored weights in the native format (what belongs to activations is not counted).
         coding: how it is quantized; None exactly when `skipped_reason` says why it is left alone.
     """
 
@@ -89,4 +91,4 @@ def _coding(info: TensorInfo, facts: ModelFacts, config: QuantizationConfig) -> 
     size = weight_nbytes(fmt) * view.count
     if size >= info.nbytes:
         return f"would take {size} bytes instead of {info.nbytes} with these settings"
-    return Coding(view, weight, fmt)
+    return Coding(view, weight, fmt, config.activations if has_coded_input(info, facts) else None)

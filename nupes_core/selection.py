@@ -30,6 +30,7 @@ _EXPERTS = re.compile(r"expert|moe", re.IGNORECASE)
 _INPUT_SIDE = re.compile(r"(gate_up_proj|gate_proj|up_proj|input_linear|w1|w3|wi)(\.weight)?$")
 _OUTPUT_SIDE = re.compile(r"(down_proj|output_linear|w2|wo)(\.weight)?$")
 _EMBEDDING = re.compile(r"(^|_)emb|^(wte|wpe|shared|relative_attention_bias)$", re.IGNORECASE)
+_NUMBERED_EXPERT = re.compile(r"experts?\.\d+\.")
 _ROUTER = re.compile(r"(^|\.)(gate|router|wg|shared_expert_gate)(\.layer)?\.weight$")
 _HEAD = re.compile(r"head|out|decoder|classifier|score|predictions", re.IGNORECASE)
 
@@ -125,6 +126,15 @@ def matrix_view(info: TensorInfo, facts: ModelFacts, selection: LayerSelection) 
     if _is_conv1d(info, facts):
         return MatrixView(second, first, None, True)
     return MatrixView(first, second)
+
+
+def has_coded_input(info: TensorInfo, facts: ModelFacts) -> bool:
+    """Tell whether a quantized tensor is a layer whose input can be coded: neither embedding table nor expert.
+
+    Experts are fused and decoded while a model is loaded.
+    """
+    is_expert = len(info.shape) == 3 or bool(_NUMBERED_EXPERT.search(info.name))
+    return not is_expert and _embedding(info, facts, LayerSelection()) is None
 
 
 def _not_float(info: TensorInfo, facts: ModelFacts, selection: LayerSelection) -> str | None:

@@ -21,6 +21,9 @@ MAX_BLOCK_ROWS = 64
 
 TensorSpec = tuple[tuple[int, ...], str]
 
+INPUT_CODES = "input_quantizer.codes"
+"""What is stored of an activation quantizer, below the name of its layer."""
+
 
 @dataclass(frozen=True)
 class WeightFormat:
@@ -110,6 +113,16 @@ def tensor_specs(fmt: WeightFormat) -> dict[str, TensorSpec]:
         "bases": ((fmt.blocks,), "I16"),
         "exponents": ((fmt.blocks, fmt.candidates), "U8"),
     }
+
+
+def input_specs() -> dict[str, TensorSpec]:
+    """Return name below the layer -> (shape, safetensors dtype) of what is stored of its activation quantizer.
+
+    `input_quantizer.codes` [4]: 1024·log2 of the scale, kind (0 unsigned, 1 signed, 2 offset), zero point, and exponent
+    (a − 0.3)·200. The scale is the largest magnitude where scales are static, the kept share of each token's range
+    where they are dynamic.
+    """
+    return {INPUT_CODES: ((4,), "I16")}
 
 
 def weight_nbytes(fmt: WeightFormat) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
+from nupes_core.activations import dynamic_quantizer
 from nupes_core.checkpoint import as_tensor
 from nupes_core.errors import NumericsError
 from nupes_core.planned import Coding, PlannedTensor
@@ -25,11 +26,15 @@ _HINT = "The checkpoint is damaged or was saved after a diverged training; there
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """One matrix done: stored form, decoded [rows, cols] in the original dtype, and the loss between them."""
+    """One matrix done: stored form, decoded [rows, cols] in the original dtype, and the loss between them.
+
+    `inputs` is what is stored of the quantizer of the layer's input, empty where that stays float.
+    """
 
     weight: QuantizedWeight
     decoded: torch.Tensor
     error: WeightError
+    inputs: Mapping[str, torch.Tensor]
 
 
 class TensorWork:
@@ -60,7 +65,7 @@ class TensorWork:
             error = weight_error(w, decoded)
             if not error.finite:
                 raise NumericsError(f"{tensor.name} decodes to values beyond the range of {tensor.dtype}", hint=_HINT)
-            yield QuantizedMatrix(weight, decoded, error)
+            yield QuantizedMatrix(weight, decoded, error, input_tensors(coding))
 
     def _quantize(self, tensor: PlannedTensor, w: torch.Tensor, coding: Coding) -> QuantizedWeight:
         importance = self._importance(self._checkpoint, tensor) if self._importance else None
@@ -80,6 +85,11 @@ class TensorWork:
             return quantize_weight(w, coding.weight, importance=importance, shared_exponent=self._shared_exponent)
         except NumericsError as error:
             raise NumericsError(f"{tensor.name}: {error.message}", hint=error.hint) from error
+
+
+def input_tensors(coding: Coding) -> Mapping[str, torch.Tensor]:
+    """Return what is stored of an input quantizer that needs no data; empty where the input stays float."""
+    return {} if coding.activation is None else dynamic_quantizer(coding.activation).to_tensors()
 
 
 def read_matrix(checkpoint: Checkpoint, name: str, coding: Coding, index: int) -> torch.Tensor:

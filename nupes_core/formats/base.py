@@ -24,14 +24,15 @@ class Format:
     Attributes:
         name: as users ask for it.
         specs: stored tensors that a quantized checkpoint tensor becomes; from names and shapes alone.
-        pieces: (tensor, matrix, its decoded form [rows, cols] in the original dtype) -> stored names and content of
-            this matrix; the content of matrix `i` of fused experts goes `i` times its own size into the stored tensor.
+        pieces: (tensor, matrix, its decoded form [rows, cols] in the original dtype, what is stored of the input
+            quantizer by its names below the layer) -> stored names and content of this matrix; the content of matrix
+            `i` of fused experts goes `i` times its own size into the stored tensor.
         config: (sanitized source config, tensors, settings of the job) -> `config.json` of the artifact.
         snippet: two lines of Python that load the artifact; `{path}` is filled in.
     """
 
     name: str
     specs: Callable[[PlannedTensor], tuple[TensorSpec, ...]]
-    pieces: Callable[[PlannedTensor, QuantizedWeight, torch.Tensor], Pieces]
+    pieces: Callable[[PlannedTensor, QuantizedWeight, torch.Tensor, Mapping[str, torch.Tensor]], Pieces]
     config: Callable[[Mapping[str, Any], tuple[PlannedTensor, ...], Mapping[str, Any]], dict[str, Any]]
     snippet: str

@@ -19,7 +19,9 @@ def _specs(tensor: PlannedTensor) -> tuple[TensorSpec, ...]:
     return (TensorSpec(tensor.name, tensor.dtype, tensor.shape),)
 
 
-def _pieces(tensor: PlannedTensor, weight: QuantizedWeight, decoded: torch.Tensor) -> Pieces:
+def _pieces(
+    tensor: PlannedTensor, weight: QuantizedWeight, decoded: torch.Tensor, inputs: Mapping[str, torch.Tensor]
+) -> Pieces:
     transposed = tensor.coding is not None and tensor.coding.view.transposed
     yield tensor.name, decoded.t() if transposed else decoded
 

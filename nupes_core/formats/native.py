@@ -9,7 +9,7 @@ from nupes_core.artifact import ARTIFACT_VERSION, QUANT_METHOD
 from nupes_core.formats.base import Format, Pieces
 from nupes_core.header import TensorSpec
 from nupes_core.planned import Coding, PlannedTensor
-from nupes_core.storage import tensor_specs
+from nupes_core.storage import input_specs, tensor_specs
 
 if TYPE_CHECKING:
     import torch
@@ -26,14 +26,20 @@ def _specs(tensor: PlannedTensor) -> tuple[TensorSpec, ...]:
     coding = _coding(tensor)
     fused = () if coding.view.slices is None else (coding.view.slices,)
     stored = tensor_specs(coding.format).items()
-    return tuple(
+    weight = tuple(
         TensorSpec(stored_name(tensor.name, suffix), dtype, (*fused, *shape)) for suffix, (shape, dtype) in stored
     )
+    inputs = {} if coding.activation is None else input_specs()
+    return weight + tuple(TensorSpec(f"{tensor.module}.{n}", dtype, shape) for n, (shape, dtype) in inputs.items())
 
 
-def _pieces(tensor: PlannedTensor, weight: QuantizedWeight, decoded: torch.Tensor) -> Pieces:
+def _pieces(
+    tensor: PlannedTensor, weight: QuantizedWeight, decoded: torch.Tensor, inputs: Mapping[str, torch.Tensor]
+) -> Pieces:
     for suffix, content in weight.tensors.items():
         yield stored_name(tensor.name, suffix), content
+    for name, content in inputs.items():
+        yield f"{tensor.module}.{name}", content
 
 
 def _config(
@@ -56,6 +62,8 @@ def _config(
         "formats": formats,
         "tensors": entries,
     }
+    if settings["activations"] is not None:
+        quantization["activations"] = settings["activations"]
     return {**source, "quantization_config": quantization}
 
 
@@ -68,6 +76,8 @@ def _entry(tensor: PlannedTensor, coding: Coding, formats: list[dict[str, Any]])
         entry["transposed"] = True
     if coding.view.slices is not None:
         entry["slices"] = coding.view.slices
+    if coding.activation is not None:
+        entry["activation_bits"] = coding.activation.bits
     return entry
 
 

@@ -1,7 +1,7 @@
 """Plug-in for transformers 5: once this module is imported, `from_pretrained` loads native artifacts.
 
-Linear layers (`nn.Linear`, GPT-2's `Conv1D`) stay quantized in memory. What transformers renames, merges or transposes
-while it loads (experts of a mixture) and what is no linear layer (embeddings) is handed to it decoded.
+Linear layers (`nn.Linear`, GPT-2's `Conv1D`) stay quantized in memory. What transformers merges or transposes while it
+loads (experts of a mixture) and what is no linear layer (embeddings) is handed to it decoded.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from nupes_core.activations import ActivationQuantizer, token_dims
 from nupes_core.artifact import ARTIFACT_VERSION, QUANT_METHOD, StoredWeight, stored_weights
 from nupes_core.checkpoint import TORCH_DTYPES
 from nupes_core.layers import (
@@ -29,6 +30,7 @@ from nupes_core.layers import (
     decode_stored,
     dequantize_modules,
 )
+from nupes_core.storage import input_specs
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -72,12 +74,18 @@ class NupesHfQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         stored = self.quantization_config.stored_weights()
         settled = _settled_names(model, stored)
-        kept = {name: target for name in settled if (target := _replaceable(model, stored[name]))}
+        kept = {name: target for name in settled if (target := _replaceable(model, stored[name], settled[name]))}
         for name, target in kept.items():
             _replace(model, target, stored[name])
         self.decoded = {name: entry for name, entry in stored.items() if name not in kept}
         # What is saved again is what the model holds: decoded tensors are float from now on.
         self.quantization_config = self.quantization_config.only(kept)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        for module in model.modules():
+            if isinstance(module, ActivationQuantizer):
+                module.check()
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
@@ -101,6 +109,8 @@ class NupesHfQuantizer(HfQuantizer):
         for name, entry in self.decoded.items():
             parts = {f"{name}_{suffix}": stored.pop(f"{name}_{suffix}") for suffix in entry.parts}
             stored[name] = DecodedTensor(entry, parts)
+            for own in input_specs() if entry.activation else ():  # what is decoded takes float inputs
+                stored.pop(f"{name.removesuffix('.weight')}.{own}", None)
         return stored
 
 
@@ -127,11 +137,11 @@ class DecodedTensor:
         return list(self._entry.shape)
 
 
-def _replaceable(model: Any, entry: StoredWeight) -> str | None:
+def _replaceable(model: Any, entry: StoredWeight, settled: str) -> str | None:
     """Return the model's name of a tensor that a quantized module can hold as it is stored, else None."""
     if entry.slices is not None:
         return None
-    for name in _spellings(model, entry.name):
+    for name in _spellings(model, settled):
         module = _linear(model, name)
         quantized = REPLACEMENTS.get(type(module))
         transposed = quantized is QuantizedConv1D
@@ -154,22 +164,49 @@ def _linear(model: Any, name: str) -> Any:
         return None
 
 
-def _settled_names(model: Any, names: Iterable[str]) -> list[str]:
-    """Return the checkpoint tensors that transformers neither renames nor transforms nor ties while loading."""
+def _settled_names(model: Any, stored: Mapping[str, StoredWeight]) -> dict[str, str]:
+    """Return the checkpoint tensors that transformers neither transforms nor ties while loading, and their new names.
+
+    A tensor that is renamed counts if all that is stored of it is renamed alike.
+    """
     transforms = get_model_conversion_mapping(model)
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     shared = {*tied.keys(), *tied.values()}
-    return [
-        name
-        for name in names
-        if name not in shared and all(each.rename_source_key(name) == (name, None) for each in transforms)
-    ]
+    settled: dict[str, str] = {}
+    for name, entry in stored.items():
+        renamed = _renamed(transforms, name)
+        follow = renamed and all(
+            _renamed(transforms, part) == found
+            for part, found in zip(_parts(name, entry), _parts(renamed, entry), strict=True)
+        )
+        if renamed and follow and not {name, renamed} & shared:
+            settled[name] = renamed
+    return settled
+
+
+def _renamed(transforms: Iterable[Any], name: str) -> str | None:
+    """Return the name after loading; None where the content is converted."""
+    for each in transforms:
+        name, matched = each.rename_source_key(name)
+        if matched is not None and not isinstance(each, WeightRenaming):
+            return None
+    return name
+
+
+def _parts(name: str, entry: StoredWeight) -> list[str]:
+    """Return the names of all that is stored of a weight and of its layer's input."""
+    inputs = input_specs() if entry.activation else ()
+    layer = name.removesuffix(".weight")
+    return [*(f"{name}_{suffix}" for suffix in entry.parts), *(f"{layer}.{own}" for own in inputs)]
 
 
 def _replace(model: Any, name: str, entry: StoredWeight) -> None:
     module_name = name.removesuffix(".weight")
-    module: nn.Module = model.get_submodule(module_name)
+    module: Any = model.get_submodule(module_name)
     quantized: QuantizedLayer = REPLACEMENTS[type(module)](entry.format, TORCH_DTYPES[entry.dtype], module)
+    if entry.activation is not None:
+        with torch.device(module.weight.device):
+            quantized.input_quantizer = ActivationQuantizer(entry.activation, token_dims=token_dims(module))
     model.set_submodule(module_name, quantized)
 
 
