@@ -16,7 +16,7 @@ from nupes_core.errors import EvaluationError
 from nupes_core.layers import dequantize_modules
 from nupes_core.loading import load
 from nupes_core.report import Progress, ProgressCallback
-from nupes_core.sampling import beginning_of_text, sample_tokens
+from nupes_core.sampling import encode_text, sample_tokens
 from nupes_core.sizes import model_bits_per_weight
 
 PROTOCOL = "nupes-eval-1"
@@ -161,10 +161,8 @@ def _tokens(text: str | Path | torch.Tensor, tokenizer: Any) -> tuple[torch.Tens
     content = _read_text(text) if isinstance(text, Path) else text
     if not content.strip():
         raise EvaluationError("the text is empty", hint="Give a text of some thousand words.")
-    ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
-    bos = beginning_of_text(tokenizer)
     digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
-    return torch.tensor(ids if bos is None else [bos, *ids]), digest, "text"
+    return encode_text(tokenizer, content), digest, "text"
 
 
 def _read_text(path: Path) -> str:

@@ -18,6 +18,13 @@ def beginning_of_text(tokenizer: Any) -> int | None:
     return bos if bos is not None and ids[:1] == [bos] else None
 
 
+def encode_text(tokenizer: Any, content: str) -> torch.Tensor:
+    """Tokenize a text as a whole, BOS in front where the tokenizer puts one; int64 [n]."""
+    ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
+    bos = beginning_of_text(tokenizer)
+    return torch.tensor(ids if bos is None else [bos, *ids], dtype=torch.int64)
+
+
 @torch.inference_mode()
 def sample_tokens(model: Any, tokenizer: Any, n_tokens: int, context: int, seed: int) -> torch.Tensor:
     """Sample windows from the model's own distribution (temperature 1), each from its first token on.
