@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from operator import itemgetter
 
 from sqlalchemy.orm import Session
 
@@ -72,8 +73,8 @@ def read_metrics(session: Session, job_id: str, series: Sequence[str], max_point
         series: only these; all when empty.
         max_points: of each series; at least `MIN_POINTS`.
     """
-    found = groupby(repository.metrics(session, job_id, series), key=lambda row: row.series)
-    curves = {name: [MetricPoint(step=row.step, value=row.value) for row in rows] for name, rows in found}
+    found = groupby(repository.metrics(session, job_id, series), key=itemgetter(0))
+    curves = {name: [MetricPoint(step=step, value=value) for _, step, value in rows] for name, rows in found}
     return JobMetrics(
         data=[
             MetricSeries(name=name, count=len(curves[name]), points=thin_out(curves[name], max_points))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Row, Select, and_, delete, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.tables import Artifact, IdempotencyKey, Job, JobEvent, JobLayer, JobMetric, OutboxMessage
@@ -76,12 +76,12 @@ def layers(session: Session, job_id: str, after: int, limit: int | None) -> Sequ
     return session.scalars(query.limit(limit)).all()
 
 
-def metrics(session: Session, job_id: str, series: Sequence[str]) -> Sequence[Row[tuple[str, int, float | None]]]:
+def metrics(session: Session, job_id: str, series: Sequence[str]) -> list[tuple[str, int, float | None]]:
     """Points (series, step, value) of these series, of all when empty, in order; the caller has checked the tenant."""
     query = select(JobMetric.series, JobMetric.step, JobMetric.value).where(JobMetric.job_id == job_id)
     if series:
         query = query.where(JobMetric.series.in_(series))
-    return session.execute(query.order_by(JobMetric.series, JobMetric.step)).all()
+    return [(*row,) for row in session.execute(query.order_by(JobMetric.series, JobMetric.step))]
 
 
 def cut_metrics(session: Session, job_id: str, starts: Mapping[str, int]) -> None:

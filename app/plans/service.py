@@ -99,19 +99,18 @@ def predict(prepared: Prepared, body: JobCreate) -> Plan:
 
 
 def _check_architecture(spec: JobSpec, model: Model) -> None:
-    """Refuse to build what can not be built, where the model has to be run."""
+    """Refuse what needs a language model, where there is none. Other models can be built, and run on data of theirs."""
     if model.model_type in EVALUABLE_MODEL_TYPES:
         return
-    if spec.calibration is not None:
-        raise UnsupportedArchitectureError(
-            f"a model of type {model.model_type!r} can not be built, so it can not be run on calibration data",
-            hint='It can still be quantized from its weights alone: send "optimize": {"mode": "data_free"}, no '
-            '"activations", "calibration": null and "evaluation": null.',
-        )
     if spec.evaluation is not None:
         raise UnsupportedArchitectureError(
             f"a model of type {model.model_type!r} can not be built, so it can not be evaluated",
             hint='It can still be quantized on the level of tensors: send "evaluation": null.',
+        )
+    if spec.calibration is not None and spec.calibration.is_sampled:
+        raise UnsupportedArchitectureError(
+            f"a model of type {model.model_type!r} can not write a text to calibrate on",
+            hint='Give data in "calibration", or quantize from the weights alone: "optimize": {"mode": "data_free"}.',
         )
 
 

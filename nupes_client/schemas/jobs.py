@@ -188,9 +188,11 @@ class DatasetRef(Request):
 class CalibrationSpec(Request):
     """Data that the model is run on. With neither `text` nor `dataset` a language model writes its own."""
 
-    text: TextRef | None = Field(None, description="An upload: UTF-8 text, or JSONL.")
+    text: TextRef | None = Field(
+        None, description="An upload: UTF-8 text, JSONL, JSON, CSV, Parquet; or safetensors of inputs of the model."
+    )
     dataset: DatasetRef | None = None
-    column: str = Field("text", min_length=1, max_length=200, description="Field of JSONL lines that holds the text.")
+    column: str = Field("text", min_length=1, max_length=200, description="Field of its records that holds the text.")
     samples: int = Field(128, ge=1, le=4096, description="Sequences used.")
     length: int = Field(256, ge=8, le=32_768, description="Tokens of a sequence.")
 
@@ -201,6 +203,11 @@ class CalibrationSpec(Request):
         if self.text is None and self.column != "text":
             raise ValueError("`column` belongs to `text`; a data set has its own")
         return self
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the model writes the text itself."""
+        return self.text is None and self.dataset is None
 
 
 class EvaluationSpec(Request):

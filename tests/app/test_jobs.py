@@ -304,11 +304,20 @@ def test_a_character_across_the_end_of_what_is_looked_at_is_no_fault(lite: Api) 
         assert lite.post("/v1/plans", json=lite.body(**calibrated_on(add_text(lite, content)))).status_code == 200
 
 
-def test_what_can_not_be_built_can_not_be_calibrated(lite: Api) -> None:
+@pytest.mark.parametrize("head", [b"PAR1\xff\xfe", b'\x90\xff\0\0\0\0\0\0{"pixel_values":\xff'])
+def test_tables_and_tensors_are_data_to_calibrate_on_and_no_text_to_evaluate_on(lite: Api, head: bytes) -> None:
+    upload_id = add_text(lite, head)
+    statuses = [lite.post("/v1/plans", json=lite.body(**wish(upload_id))).status_code for wish in PURPOSES.values()]
+    assert dict(zip(PURPOSES, statuses, strict=True)) == {"evaluation": 422, "calibration": 200}
+
+
+def test_what_is_no_language_model_writes_no_text_to_calibrate_on(lite: Api) -> None:
     model_id = lite.add_model(model_type="homegrown", config={"model_type": "homegrown"})
     response = lite.post("/v1/jobs", json=lite.body(model_id, optimize={"mode": "data_driven"}))
     assert (response.status_code, response.json()["code"]) == (422, "unsupported_architecture")
     assert "data_free" in response.json()["hint"]
+    given = calibrated_on(add_text(lite, b"some words"))
+    assert lite.post("/v1/jobs", json=lite.body(model_id, **given)).status_code == 202
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)
