@@ -71,6 +71,7 @@ class Execution:
         with self._database.read() as session:
             orders = read_orders(session, self._settings, self._job_id)
         self._folder.prepare(orders.content)
+        self._relay.timeline = orders.timeline
         watch = Watch(self._lease, self._database, self._stopping, orders.timeout_s)
         self._stage(watch, "worker.fetcher", online=True)
         self._stage(watch, "worker.runner")
@@ -147,6 +148,7 @@ class Execution:
     def _write(self, end: End) -> None:
         """Write the end in one transaction; wait for the database as long as the lease holds."""
         while not self._lease.lost:
+            self._relay.write_points()
             try:
                 with self._database.write() as session:
                     if job := session.get(Job, self._job_id):

@@ -15,14 +15,15 @@ from app.settings import Settings
 from nupes_client.schemas.jobs import CalibrationSpec, JobSpec, TextRef
 from nupes_client.schemas.problems import JobErrorCode
 from worker.failures import JobFailedError
+from worker.phases import Timeline
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What to do, JSON-ready for the children, and how long it may take."""
+    """What to do, JSON-ready for the children, how its phases lie in time, and how long it may take."""
 
     content: dict[str, Any]
-    formats: tuple[str, ...]
+    timeline: Timeline
     timeout_s: int
 
 
@@ -49,7 +50,8 @@ def read_orders(session: Session, settings: Settings, job_id: str) -> Orders:
         "seed": spec.seed,
         "min_free_disk_bytes": settings.min_free_disk_bytes,
     }
-    return Orders(content, tuple(spec.formats), job.timeout_s)
+    timeline = Timeline.of(data_driven=spec.optimize.mode == "data_driven", calibrated=spec.calibration is not None)
+    return Orders(content, timeline, job.timeout_s)
 
 
 def threads(settings: Settings) -> int:

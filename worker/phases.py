@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from nupes_client.schemas.jobs import JobPhase
 
-_ENDS: dict[JobPhase, float] = {
-    JobPhase.FETCHING: 0.05,
-    JobPhase.VALIDATING: 0.06,
-    JobPhase.PLANNING: 0.07,
-    JobPhase.CALIBRATING: 0.07,
-    JobPhase.QUANTIZING: 0.65,
-    JobPhase.EVALUATING: 0.90,
-    JobPhase.PACKAGING: 0.92,
-    JobPhase.VERIFYING: 0.97,
-    JobPhase.PUBLISHING: 1.0,
+_WEIGHTS: dict[JobPhase, float] = {
+    JobPhase.FETCHING: 5,
+    JobPhase.VALIDATING: 1,
+    JobPhase.PLANNING: 1,
+    JobPhase.CALIBRATING: 0,
+    JobPhase.QUANTIZING: 58,
+    JobPhase.EVALUATING: 25,
+    JobPhase.PACKAGING: 2,
+    JobPhase.VERIFYING: 5,
+    JobPhase.PUBLISHING: 3,
 }
-_STARTS = dict(zip(_ENDS, (0.0, *_ENDS.values()), strict=False))
+"""Of a job that looks at the weights alone, in percent."""
+
+MEASURING_WEIGHT = 40.0
+"""Running the model on data once, to see its activations."""
+
+LEARNING_WEIGHT = 500.0
+"""Learning the codes takes several times as long as all else together."""
 
 
-def overall_fraction(phase: JobPhase, current: int, total: int) -> float:
-    """Return how far the job is, in [0, 1], when `phase` has done `current` of `total`."""
-    within = min(max(current / total, 0.0), 1.0) if total > 0 else 0.0
-    return _STARTS[phase] + within * (_ENDS[phase] - _STARTS[phase])
+class Timeline:
+    """Where the phases of one job lie between its start, 0, and its end, 1."""
+
+    def __init__(self, calibrating: float = 0.0) -> None:
+        weights = {**_WEIGHTS, JobPhase.CALIBRATING: calibrating}
+        total = sum(weights.values())
+        ends = [end / total for end in accumulate(weights.values())]
+        self._spans = dict(zip(weights, zip([0.0, *ends[:-1]], ends, strict=True), strict=True))
+
+    @classmethod
+    def of(cls, *, data_driven: bool, calibrated: bool) -> Timeline:
+        """Return that of a job which learns codes on data, which only looks at data, or which needs none."""
+        return cls(LEARNING_WEIGHT if data_driven else MEASURING_WEIGHT if calibrated else 0.0)
+
+    def fraction(self, phase: JobPhase, current: int, total: int) -> float:
+        """Return how far the job is, in [0, 1], when `phase` has done `current` of `total`."""
+        within = min(max(current / total, 0.0), 1.0) if total > 0 else 0.0
+        start, end = self._spans[phase]
+        return (1 - within) * start + within * end

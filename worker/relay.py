@@ -7,16 +7,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
 from app.db.tables import Job
+from app.jobs.metrics import Point, write_points
 from app.jobs.outcomes import PublishedFile, enter_phase, report_progress
 from app.jobs.transitions import Fence, StaleFenceError, record
 from nupes_client.schemas.jobs import JobPhase, JobResult, Layer, ProgressInfo
 from worker.failures import JobFailedError, failure
-from worker.phases import overall_fraction
+from worker.phases import Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ EVENTS_PER_AGE = 200
 MAX_INTERVAL_S = 10.0
 MIN_ETA_FRACTION = 0.02
 MAX_MESSAGE = 2000
+_OUTAGE = (OperationalError, InterfaceError)
+"""The database does not answer; another error would come again with the same values."""
 
 Write = Callable[[Session, Job], None]
 
@@ -40,7 +43,9 @@ class Relay:
         self._fence = fence
         self._started = time.monotonic()
         self._written = 0.0
+        self._points: list[Point] = []
         self.phase = JobPhase.FETCHING
+        self.timeline = Timeline()
         self.layers: list[Layer] = []
         self.files: list[PublishedFile] = []
         self.result: JobResult | None = None
@@ -49,6 +54,7 @@ class Relay:
             "phase": self._on_phase,
             "progress": self._on_progress,
             "log": self._on_log,
+            "metrics": self._on_metrics,
             "layer": lambda data: self.layers.append(Layer.model_validate(data)),
             "artifact": lambda data: self.files.append(PublishedFile(**data)),
             "result": self._on_result,
@@ -66,8 +72,14 @@ class Relay:
         """Say what is being done now."""
         self.phase = phase
         self._written = 0.0
-        fraction = overall_fraction(phase, 0, 0)
+        fraction = self.timeline.fraction(phase, 0, 0)
         self._write(lambda session, job: enter_phase(session, job, self._fence, phase, fraction=fraction))
+
+    def write_points(self) -> None:
+        """Write the points of curves that have come; those that can not be written now wait for the next call."""
+        points = self._points
+        if points and self._write(lambda session, job: write_points(session, job.id, self._fence, points)):
+            self._points = []
 
     def _on_phase(self, data: dict[str, Any]) -> None:
         self.enter(JobPhase(data["phase"]))
@@ -79,7 +91,7 @@ class Relay:
         if time.monotonic() - self._written < interval and current < total:
             return
         self._written = time.monotonic()
-        fraction = overall_fraction(JobPhase(data["phase"]), current, total)
+        fraction = self.timeline.fraction(JobPhase(data["phase"]), current, total)
         eta = age * (1 - fraction) / fraction if fraction > MIN_ETA_FRACTION else None
         progress = ProgressInfo(fraction=fraction, current=current, total=total, unit=str(data["unit"])[:20])
         self._write(lambda session, job: report_progress(session, job, self._fence, progress, eta_seconds=eta))
@@ -87,6 +99,11 @@ class Relay:
     def _on_log(self, data: dict[str, Any]) -> None:
         line = {"level": str(data["level"])[:10], "message": str(data["message"])[:MAX_MESSAGE]}
         self._write(lambda session, job: record(session, job, "log", line, fence=self._fence))
+
+    def _on_metrics(self, data: dict[str, Any]) -> None:
+        for series, step, value in data["points"]:
+            self._points.append(Point.of(str(series), int(step), None if value is None else float(value)))
+        self.write_points()
 
     def _on_result(self, data: dict[str, Any]) -> None:
         self.result = JobResult.model_validate(data)
@@ -99,8 +116,12 @@ class Relay:
             retryable=bool(data.get("retryable")),
         )
 
-    def _write(self, write: Write) -> None:
-        """Write if it can be done now. Progress is worth no waiting: the end of the job is written with care."""
+    def _write(self, write: Write) -> bool:
+        """Write if it can be done now. Progress is worth no waiting: the end of the job is written with care.
+
+        Returns:
+            False when the same write may succeed later.
+        """
         try:
             with self._database.write() as session:
                 if job := session.get(Job, self._job_id):
@@ -109,3 +130,5 @@ class Relay:
             logger.info("%s: an event was not written, the job moved on", self._job_id)
         except DBAPIError as error:
             logger.warning("%s: an event was not written: %s", self._job_id, type(error).__name__)
+            return not isinstance(error, _OUTAGE)
+        return True

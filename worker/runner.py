@@ -1,24 +1,26 @@
 """Child that does the work: `python -m worker.runner JOB_FOLDER`. The only one that loads torch, through nupes_core.
 
-It has no network, no database and no secrets; it reads `model/`, `text.txt` and the orders, writes `pieces/` and
-`out/`, and says what happens by events.
+It has no network, no database and no secrets; it reads `model/`, `text.txt`, `calibration` and the orders, writes
+`pieces/` and `out/`, and says what happens by events.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import nupes_core
 from nupes_core.config import QuantizationConfig
-from nupes_core.errors import DiskFullError, EvaluationError, LoadCheckError, NupesError
+from nupes_core.errors import CalibrationError, DiskFullError, EvaluationError, LoadCheckError, NupesError
 from nupes_core.modelfolder import ModelFolder, open_folder
 from nupes_core.plan import Plan, plan_headers
-from nupes_core.report import Progress, Report
+from nupes_core.report import Progress, ProgressCallback, Report
 from worker.childmain import run_child
+from worker.curves import Curves
 from worker.emitter import Emitter
 from worker.workfolder import JobFolder
 
@@ -32,7 +34,18 @@ _EVALUATION_HINT = (
     'Check that config.json and tokenizer fit the weights, or send "evaluation": null to measure nothing.'
 )
 
-_QUANTIZE_PHASES: Mapping[str, str] = {"validating": "planning", "quantizing": "quantizing"}
+_CALIBRATION_HINT = (
+    "Check that config.json and tokenizer fit the weights, or quantize from the weights alone: "
+    '"optimize": {"mode": "data_free"}.'
+)
+
+_RUNS_THE_MODEL = frozenset({"calibrating", "evaluating"})
+
+_QUANTIZE_PHASES: Mapping[str, str] = {
+    "validating": "planning",
+    "calibrating": "calibrating",
+    "quantizing": "quantizing",
+}
 """Phases of `nupes_core.quantize` as the job shows them: it hashes its input and, last and not shown, its output."""
 
 
@@ -46,7 +59,7 @@ def run(folder: JobFolder, emitter: Emitter) -> None:
         emitter.log(finding)
     plan = plan_headers(model.headers, model.config, config, formats=orders["formats"])
     _check_disk(folder, plan, orders["min_free_disk_bytes"])
-    if orders["evaluation"]:
+    if orders["evaluation"] or orders["calibration"]:
         _check_buildable(model)
     report = _quantize(folder, orders, config, emitter)
     metrics = _measured(folder, orders, emitter) if orders["evaluation"] else None
@@ -69,19 +82,51 @@ def _quantize(folder: JobFolder, orders: Mapping[str, Any], config: Quantization
     shutil.rmtree(folder.out, ignore_errors=True)  # what an earlier attempt left half-done
     folder.outputs.unlink(missing_ok=True)
     formats = orders["formats"]
-    return nupes_core.quantize(
-        folder.model,
-        folder.out if len(formats) > 1 else folder.out / formats[0],
-        config,
-        progress=_reporter(emitter, _QUANTIZE_PHASES),
-        workdir=folder.pieces,
-        formats=formats,
-        source=orders["origin"],
-    )
+    with _calibrating(orders, emitter) as (progress, curves):
+        return nupes_core.quantize(
+            folder.model,
+            folder.out if len(formats) > 1 else folder.out / formats[0],
+            config,
+            progress=progress,
+            workdir=folder.pieces,
+            formats=formats,
+            source=orders["origin"],
+            **_data(folder, orders, curves),
+        )
+
+
+@contextmanager
+def _calibrating(orders: Mapping[str, Any], emitter: Emitter) -> Iterator[tuple[ProgressCallback, Curves]]:
+    """Where data goes through the model: curves are passed on, and what its files made fail is said to be so."""
+    report = _Reporter(emitter, _QUANTIZE_PHASES)
+    if not orders["calibration"]:
+        yield report, Curves(emitter)
+        return
+    with (
+        Curves(emitter) as curves,
+        _model_blamed(CalibrationError, "was run on calibration data", _CALIBRATION_HINT, report),
+    ):
+
+        def progress(step: Progress) -> None:
+            curves.send_due()
+            report(step)
+
+        yield progress, curves
+
+
+def _data(folder: JobFolder, orders: Mapping[str, Any], curves: Curves) -> dict[str, Any]:
+    """Return what a job with calibration hands to the core besides; without a file the model writes its own text."""
+    wish = orders["calibration"]
+    if wish is None:
+        return {}
+    from nupes_core.calibration import CalibrationFile
+
+    file = None if wish["kind"] == "sampled" else CalibrationFile(folder.calibration, wish["column"])
+    return {"calibration": file, "on_metric": curves.add}
 
 
 def _check_buildable(model: ModelFolder) -> None:
-    """Find out before the work whether the evaluation at its end can be."""
+    """Find out before the work whether what runs the model can be done."""
     from nupes_core.loading import check_buildable
 
     check_buildable(model)
@@ -94,25 +139,35 @@ def _measured(folder: JobFolder, orders: Mapping[str, Any], emitter: Emitter) ->
         EvaluationError: the code of architecture or tokenizer stumbles over what the model's files say.
     """
     emitter.phase("evaluating")
-    try:
-        metrics = _evaluate(folder, orders, emitter)
+    report = _Reporter(emitter, {"evaluating": "evaluating"}, shown="evaluating")
+    with _model_blamed(EvaluationError, "was measured", _EVALUATION_HINT, report):
+        metrics = _evaluate(folder, orders, report)
         _remember_outputs(folder, orders)
-    except LoadCheckError as error:
-        raise EvaluationError(error.message, hint=_EVALUATION_HINT) from error
-    except (NupesError, *_NOT_OF_THE_MODEL):
-        raise
-    except Exception as error:
-        message = f"the model or its tokenizer failed while it was measured ({type(error).__name__})"
-        raise EvaluationError(message, hint=_EVALUATION_HINT) from error
     return metrics
 
 
-def _evaluate(folder: JobFolder, orders: Mapping[str, Any], emitter: Emitter) -> dict[str, Any]:
+@contextmanager
+def _model_blamed(
+    kind: type[CalibrationError | EvaluationError], when: str, hint: str, report: _Reporter
+) -> Iterator[None]:
+    """While the model runs, take what comes out of its code for a fault of its files."""
+    try:
+        yield
+    except LoadCheckError as error:
+        raise kind(error.message, hint=hint) from error
+    except (NupesError, *_NOT_OF_THE_MODEL):
+        raise
+    except Exception as error:
+        if report.shown not in _RUNS_THE_MODEL:
+            raise
+        raise kind(f"the model or its tokenizer failed while it {when} ({type(error).__name__})", hint=hint) from error
+
+
+def _evaluate(folder: JobFolder, orders: Mapping[str, Any], report: _Reporter) -> dict[str, Any]:
     """Compare with the float model on the user's text, or on text that the float model writes itself."""
     from nupes_core.evaluation import evaluate, fidelity
 
     wish, quantized = orders["evaluation"], folder.out / orders["formats"][0]
-    report = _reporter(emitter, {"evaluating": "evaluating"}, shown="evaluating")
     if folder.text.is_file():
         measured = evaluate(
             quantized,
@@ -168,16 +223,21 @@ def _package(folder: JobFolder, orders: Mapping[str, Any], metrics: Mapping[str,
         finalize(folder.out / name, metrics=metrics)
 
 
-def _reporter(emitter: Emitter, phases: Mapping[str, str], shown: str = "") -> Callable[[Progress], None]:
-    def report(progress: Progress) -> None:
-        nonlocal shown
-        if phase := phases.get(progress.phase):
-            if phase != shown:
-                emitter.phase(phase)
-            shown = phase
-            emitter.progress(phase, progress.current, progress.total, progress.unit)
+class _Reporter:
+    """Passes on the progress of the core; `shown` is the phase of the job that the user sees."""
 
-    return report
+    def __init__(self, emitter: Emitter, phases: Mapping[str, str], shown: str = "") -> None:
+        self._emitter = emitter
+        self._phases = phases
+        self.shown = shown
+
+    def __call__(self, progress: Progress) -> None:
+        """Say how far the core is."""
+        if phase := self._phases.get(progress.phase):
+            if phase != self.shown:
+                self._emitter.phase(phase)
+            self.shown = phase
+            self._emitter.progress(phase, progress.current, progress.total, progress.unit)
 
 
 def _result(report: Report, metrics: Mapping[str, Any] | None) -> dict[str, Any]:

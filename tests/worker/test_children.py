@@ -162,6 +162,7 @@ def _runner_orders(**changes: Any) -> dict[str, Any]:
         "config": QuantizationConfig().to_dict(),
         "formats": ["nupes"],
         "evaluation": None,
+        "calibration": None,
         "origin": {"type": "upload"},
         "seed": 0,
         "min_free_disk_bytes": 0,
