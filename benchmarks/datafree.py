@@ -10,29 +10,24 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from machine import describe, write_results
+from measuring import Bench, Row, row_table, subjects
 from peers import PEERS, Method
 from speed_datafree import speed_table, speeds
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from verdicts import Goal, as_dicts, verdict_table, verdicts
 
-from nupes_core import ExponentConfig, WeightConfig, evaluate
+from nupes_core import ExponentConfig, WeightConfig
 from nupes_core.storage import resolve_format
 from nupes_core.weight import quantize_weight
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-CONTEXT = 256
-GOAL = -0.2
-"""Wanted change of KL and of perplexity increase against the best peer."""
-GOAL_WORDS = {True: "met", False: "MISSED", None: "by KL only"}
+GOAL = Goal(ours=("nupes", "default"), peers=("peer",), change=lambda bits: -0.2)
 
 NOTES = """
 ## Reading the figures
@@ -60,102 +55,6 @@ but do not stay within the bits of the peers on these narrow rows. Seconds are w
 search for the exponent, which on small matrices costs more than the coding; the table of speeds is processor time on a
 matrix of 2048 x 4096.
 """
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model, its text, and how many tokens are evaluated."""
-
-    name: str
-    folder: Path
-    text: str
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method on one model; increase is that of perplexity, seconds those of quantizing."""
-
-    model: str
-    bits: int
-    method: str
-    kind: str
-    true_bits: float
-    perplexity: float
-    increase: float
-    kl: float
-    top1: float
-    relative_mse: float
-    seconds: float
-
-
-class Recorded(nn.Module):
-    """Logits of a model, computed once for each window."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.config = model.config
-        self.logits: dict[tuple[int, ...], torch.Tensor] = {}
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Map token ids [1, n] to logits [1, n, vocabulary]."""
-        key = tuple(ids.flatten().tolist())
-        if key not in self.logits:
-            self.logits[key] = self.model(ids).logits
-        return self.logits[key]
-
-
-class Bench:
-    """One model with its float weights at hand."""
-
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-        load = partial(AutoModelForCausalLM.from_pretrained, subject.folder, dtype=torch.float32)
-        self.model, self.baseline = load(), Recorded(load())
-        tokenizer = AutoTokenizer.from_pretrained(subject.folder)
-        # stories260k was measured without a BOS too
-        ids = tokenizer(subject.text, add_special_tokens=False).input_ids
-        self.tokens = torch.tensor(ids[: subject.tokens])
-        self.layers = {
-            name: module
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.Linear) and name != "lm_head"
-        }
-        self.weights = {name: module.weight.detach().clone() for name, module in self.layers.items()}
-        self.float = evaluate(self.model, self.tokens, context=CONTEXT, baseline=self.baseline)
-
-    @torch.no_grad()
-    def measure(self, bits: int, name: str, kind: str, method: Callable[[str, torch.Tensor], Any]) -> Row:
-        """Quantize each layer by `method` (name, weight) -> (decoded weight, stored bits), and evaluate."""
-        stored, noise, seconds = 0, 0.0, 0.0
-        for layer, module in self.layers.items():
-            w = self.weights[layer]
-            started = time.perf_counter()
-            decoded, size = method(layer, w)
-            seconds += time.perf_counter() - started
-            module.weight.copy_(decoded)
-            stored += size
-            noise += float((decoded - w).double().square().sum())
-        params = sum(w.numel() for w in self.weights.values())
-        power = sum(float(w.double().square().sum()) for w in self.weights.values())
-        found = evaluate(self.model, self.tokens, context=CONTEXT, baseline=self.baseline)
-        row = Row(
-            model=self.subject.name,
-            bits=bits,
-            method=name,
-            kind=kind,
-            true_bits=stored / params,
-            perplexity=found.perplexity,
-            increase=found.perplexity - self.float.perplexity,
-            kl=found.kl or 0.0,
-            top1=found.top1_agreement or 0.0,
-            relative_mse=noise / power,
-            seconds=seconds,
-        )
-        figures = f"{row.true_bits:.3f} bits  perplexity {row.perplexity:9.4f}  KL {row.kl:.5f}"
-        print(f"{row.model:12} {bits} {name:44} {figures}", flush=True)
-        return row
 
 
 def nupes(config: WeightConfig, importance: Callable[[str], torch.Tensor | None] = lambda _: None) -> Any:
@@ -221,100 +120,24 @@ def run(bench: Bench, with_ablations: bool) -> Iterator[Row]:
         yield bench.measure(bits, "importance from norm gains", "ablation", weighted)
 
 
-def verdicts(rows: list[Row]) -> list[dict[str, Any]]:
-    """Compare NUPES with the best peer of each width, KL and perplexity each with its own best, at no more bits."""
-    cases = dict.fromkeys((row.model, row.bits) for row in rows)
-    return [_verdict([row for row in rows if (row.model, row.bits) == case]) for case in cases]
-
-
-def _verdict(rows: list[Row]) -> dict[str, Any]:
-    peers = [row for row in rows if row.kind == "peer"]
-    by_kl, by_increase = min(peers, key=lambda row: row.kl), min(peers, key=lambda row: row.increase)
-    allowed = min(by_kl.true_bits, by_increase.true_bits)
-    fitting = [row for row in rows if row.kind in ("nupes", "default") and row.true_bits <= allowed]
-    ours = min(fitting, key=lambda row: row.kl)
-    kl_change = ours.kl / by_kl.kl - 1
-    # a peer below the float model was lucky: no ratio says anything then
-    increase_change = ours.increase / by_increase.increase - 1 if by_increase.increase > 0 else None
-    return {
-        "model": ours.model,
-        "bits": ours.bits,
-        "method": ours.method,
-        "true_bits": ours.true_bits,
-        "peer_bits": allowed,
-        "best_by_kl": by_kl.method,
-        "kl_change": kl_change,
-        "best_by_perplexity": by_increase.method,
-        "increase_change": increase_change,
-        "goal_met": None if increase_change is None else max(kl_change, increase_change) <= GOAL,
-    }
-
-
-def table(rows: list[Row]) -> str:
-    names = ("bits", "method", "true bits", "perplexity", "increase", "KL", "top-1", "rel. MSE", "seconds")
-    body = [
-        f"| {r.bits} | {r.method} | {r.true_bits:.3f} | {r.perplexity:.3f} | {r.increase:.3f} | {r.kl:.5f} "
-        f"| {r.top1:.1%} | {r.relative_mse:.5f} | {r.seconds:.2f} |"
-        for r in rows
-    ]
-    return "\n".join([f"| {' | '.join(names)} |", "|" + "---|" * len(names), *body])
-
-
-def _percent(change: float | None) -> str:
-    return "below float" if change is None else f"{change:+.0%}"
-
-
-def verdict_table(found: list[dict[str, Any]]) -> str:
-    names = (
-        "model",
-        "bits",
-        "ours",
-        "true bits",
-        "peer's",
-        "KL against",
-        "change",
-        "increase against",
-        "change",
-    )
-    body = [
-        f"| {v['model']} | {v['bits']} | {v['method']} | {v['true_bits']:.3f} | {v['peer_bits']:.3f} "
-        f"| {v['best_by_kl']} | {v['kl_change']:+.0%} | {v['best_by_perplexity']} | {_percent(v['increase_change'])} "
-        f"| {GOAL_WORDS[v['goal_met']]} |"
-        for v in found
-    ]
-    return "\n".join([f"| {' | '.join(names)} | goal |", "|" + "---|" * (len(names) + 1), *body])
-
-
 def markdown(rows: list[Row], floats: dict[str, float], speed: dict[str, float]) -> str:
     parts = [
         "# Data-free quantization, weights only\n",
         "Peers at group 64. KL is the mean KL(float ‖ quantized) per token in nats; true bits count all side",
         "information. NUPES at equal bits: group 16, 7-bit words (log2 scale, sign, exponent choice).\n",
         "## Against the best peer of each width\n",
-        verdict_table(verdicts(rows)),
+        verdict_table(verdicts(rows, GOAL)),
     ]
     for model, perplexity in floats.items():
         mine = [row for row in rows if row.model == model]
         parts += [
             f"\n## {model} (float perplexity {perplexity:.3f})\n",
-            table([r for r in mine if r.kind != "ablation"]),
+            row_table([r for r in mine if r.kind != "ablation"]),
         ]
         removed = sorted((r for r in mine if r.kind in ("ablation", "nupes")), key=lambda r: -r.bits)
         if any(r.kind == "ablation" for r in removed):
-            parts += ["\nWhat each part is worth (changes against *NUPES, equal bits*):\n", table(removed)]
+            parts += ["\nWhat each part is worth (changes against *NUPES, equal bits*):\n", row_table(removed)]
     return "\n".join([*parts, "\n## Speed, one thread\n", speed_table(speed), NOTES])
-
-
-def subjects(assets: Path) -> list[Subject]:
-    stories = (assets / "text/tinystories_sample.txt").read_text()
-    books = (assets / "text/classic_books.txt").read_text()[:400_000]
-    wikitext = (assets / "text/wikitext2_test.txt").read_text()[:400_000]
-    return [
-        Subject("stories260k", assets / "stories260k", stories[: len(stories) // 2], 20_000),
-        Subject("booklm", REPOSITORY / "examples/booklm", books, 40_000),
-        # no setting was chosen by looking at this text
-        Subject("booklm-wikitext", REPOSITORY / "examples/booklm", wikitext, 40_000),
-    ]
 
 
 def main() -> None:
@@ -333,15 +156,16 @@ def main() -> None:
             floats[subject.name] = bench.float.perplexity
             rows += run(bench, subject.name in arguments.ablations.split(","))
     speed = speeds()
+    found = verdicts(rows, GOAL)
     data = {
         "machine": describe(),
         "float_perplexity": floats,
         "rows": [asdict(row) for row in rows],
-        "verdicts": verdicts(rows),
+        "verdicts": as_dicts(found),
         "million_parameters_per_second": speed,
     }
     write_results("datafree", data, markdown(rows, floats, speed))
-    print(verdict_table(data["verdicts"]), speed_table(speed), sep="\n\n")
+    print(verdict_table(found), speed_table(speed), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,20 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results")
-PACKAGES = ("torch", "transformers", "numba", "numpy", "hqq", "bitsandbytes", "optimum-quanto", "fastapi", "celery")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "numba",
+    "numpy",
+    "hqq",
+    "bitsandbytes",
+    "optimum-quanto",
+    "llmcompressor",
+    "compressed-tensors",
+    "auto-round",
+    "fastapi",
+    "celery",
+)
 
 
 def describe() -> dict[str, Any]:
