@@ -21,7 +21,7 @@ LFS_BYTES = 10_000
 
 @dataclass
 class Repository:
-    """One model repository with a single commit."""
+    """One repository with a single commit; that of a data set is found under `datasets/…`."""
 
     files: dict[str, bytes]
     commit: str = "1234567890abcdef1234567890abcdef12345678"
@@ -73,12 +73,14 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
 
+    _API = r"(?:models/|(?=datasets/))(?P<repo>(?:datasets/)?[^/]+(?:/[^/]+)?)"
+    _REPO = r"(?P<repo>(?:datasets/)?[^/]+(?:/[^/]+)?)"
     _ROUTES = (
-        (re.compile(r"/api/models/(?P<repo>[^/]+(?:/[^/]+)?)/revision/(?P<revision>[^/]+)"), "_info"),
-        (re.compile(r"/api/models/(?P<repo>[^/]+(?:/[^/]+)?)/tree/(?P<revision>[^/]+)"), "_tree"),
-        (re.compile(r"/api/models/(?P<repo>[^/]+(?:/[^/]+)?)"), "_info"),
-        (re.compile(r"/storage/(?P<repo>[^/]+(?:/[^/]+)?)/-/(?P<path>.+)"), "_storage"),
-        (re.compile(r"/(?P<repo>[^/]+(?:/[^/]+)?)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"), "_resolve"),
+        (re.compile(rf"/api/{_API}/revision/(?P<revision>[^/]+)"), "_info"),
+        (re.compile(rf"/api/{_API}/tree/(?P<revision>[^/]+)"), "_tree"),
+        (re.compile(rf"/api/{_API}"), "_info"),
+        (re.compile(rf"/storage/{_REPO}/-/(?P<path>.+)"), "_storage"),
+        (re.compile(rf"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)"), "_resolve"),
     )
 
     def do_GET(self) -> None:
@@ -126,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         blobs = "blobs" in parse_qs(urlsplit(self.path).query)
         info = {
             "_id": "0" * 24,
-            "id": repo,
+            "id": repo.removeprefix("datasets/"),
             "modelId": repo,
             "sha": repository.commit,
             "private": repository.token is not None and not repository.gated,

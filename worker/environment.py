@@ -60,6 +60,8 @@ def online(settings: Settings, folder: JobFolder) -> dict[str, str]:
         **_with_prefix(_NETWORK_PREFIXES),
         "NUPES_DATA_DIR": str(settings.data_dir.absolute()),
         "NUPES_STORAGE_URL": settings.resolved_storage_url,
+        "NUPES_MAX_UPLOAD_BYTES": str(settings.max_upload_bytes),
+        "NUPES_MIN_FREE_DISK_BYTES": str(settings.min_free_disk_bytes),
     }
     if settings.s3_endpoint_url:
         env["NUPES_S3_ENDPOINT_URL"] = settings.s3_endpoint_url
