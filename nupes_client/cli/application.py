@@ -35,6 +35,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "cancel": jobs.cancel,
     "retry": jobs.retry,
     "layers": jobs.layers,
+    "metrics": jobs.metrics,
     "artifacts": artifacts.artifacts,
     "models": models.models,
     "keys": keys.keys,

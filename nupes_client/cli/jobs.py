@@ -1,4 +1,4 @@
-"""`nupes jobs`, `job`, `cancel`, `retry`, `layers`."""
+"""`nupes jobs`, `job`, `cancel`, `retry`, `layers`, `metrics`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Status(StrEnum):
 def jobs(
     status: Annotated[Status | None, typer.Option("--status", help="Only these.")] = None,
     model: Annotated[str | None, typer.Option("--model", metavar="MDL", help="Only of this model id.")] = None,
-    label: o.Labels = None,
+    label: o.LabelFilter = None,
     limit: o.Limit = 20,
     json: o.Json = False,
 ) -> None:
@@ -128,8 +128,11 @@ def layers(job_id: o.JobId, json: o.Json = False) -> None:
     if json:
         output.print_json(found)
         return
+    learnt = any(layer.codes_moved is not None for layer in found)
+    coded = any(layer.activation_bits is not None for layer in found)
+    further = [*(["codes moved"] if learnt else []), *(["inputs' bits"] if coded else [])]
     output.print_table(
-        ("layer", "shape", "bits", "group", "layout", "exponent", "SQNR dB", "left alone because"),
+        ("layer", "shape", "bits", "group", "layout", "exponent", "SQNR dB", *further, "left alone because"),
         [
             (
                 layer.name,
@@ -139,9 +142,41 @@ def layers(job_id: o.JobId, json: o.Json = False) -> None:
                 layer.layout,
                 output.fixed(layer.exponent, 3),
                 output.fixed(layer.sqnr_db, 2),
+                *([output.percent(layer.codes_moved)] if learnt else []),
+                *([layer.activation_bits] if coded else []),
                 layer.skipped_reason or "",
             )
             for layer in found
         ],
-        numbers=("bits", "group", "exponent", "SQNR dB"),
+        numbers=("bits", "group", "exponent", "SQNR dB", *further),
+    )
+
+
+def metrics(
+    job_id: o.JobId,
+    series: Annotated[list[str] | None, typer.Option("--series", help="Only this curve; repeatable.")] = None,
+    json: o.Json = False,
+) -> None:
+    """Show the curves of a job, such as losses of training: where each began, its lowest, and where it is now."""
+    from nupes_client.cli import output
+    from nupes_client.client import Client
+
+    with Client() as client:
+        found = client.jobs.metrics(job_id, series=series or ())
+    if json:
+        output.print_json(found)
+        return
+    output.print_table(
+        ("series", "points", "first", "best", "last"),
+        [
+            (
+                each.name,
+                each.count,
+                output.number(each.points[0].value),
+                output.number(min((p.value for p in each.points if p.value is not None), default=None)),
+                output.number(each.points[-1].value),
+            )
+            for each in found
+        ],
+        numbers=("points", "first", "best", "last"),
     )

@@ -90,6 +90,11 @@ def fixed(value: float | None, decimals: int) -> str:
     return NOTHING if value is None else f"{value:.{decimals}f}"
 
 
+def percent(share: float | None) -> str:
+    """Return a share as `12.3%`, a dash for None."""
+    return NOTHING if share is None else f"{share:.1%}"
+
+
 def _cell(value: object) -> str:
     return NOTHING if value is None else str(value)
 

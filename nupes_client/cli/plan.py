@@ -4,45 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nupes_client.cli import groups as g
 from nupes_client.cli import options as o
+from nupes_client.cli.expanding import expanded
 
 if TYPE_CHECKING:
     from nupes_client.schemas.plans import Plan
 
 
+@expanded
 def plan(
     model: o.ModelArgument,
-    bits: o.Bits = 4,
-    group_size: o.GroupSize = 64,
-    exponent_scope: o.ExponentScope = o.Scope.LAYER,
-    exponent: o.Exponent = None,
-    scale_bits: o.ScaleBits = 8,
-    layout: o.LayoutOption = o.Layout.AUTO,
-    exclude: o.Exclude = None,
-    embeddings: o.Embeddings = False,
+    weights: g.WeightOptions,
+    learning: g.LearningOptions,
+    data: g.CalibrationOptions,
+    activations: g.ActivationOptions,
     json: o.Json = False,
 ) -> None:
     """Say what quantizing a model would do and cost: layers, bytes, memory, time."""
     from nupes_client.cli import output
     from nupes_client.cli.model_argument import check_model
-    from nupes_client.cli.submitting import registered_model
+    from nupes_client.cli.submitting import registered_model, sent_files
     from nupes_client.cli.wish import Wish
     from nupes_client.client import Client
 
-    wish = Wish(
-        bits=bits,
-        group_size=group_size,
-        exponent_scope=exponent_scope.value,
-        exponent=exponent,
-        scale_bits=scale_bits,
-        layout=layout.value,
-        exclude=exclude,
-        embeddings=embeddings,
-    )
+    wish = Wish((weights, learning, data, activations))
     wish.check()
     check_model(model)
     with Client() as client:
-        predicted = client.plans.create(wish.body(registered_model(client, model).id, None))
+        model_id = registered_model(client, model).id
+        predicted = client.plans.create(wish.body(model_id, sent_files(client, wish)))
     if json:
         output.print_json(predicted)
     else:

@@ -29,8 +29,7 @@ def submit(
     check_model(model)
     with Client() as client:
         registered = registered_model(client, model)
-        text = client.uploads.send(wish.eval_text) if wish.eval_text else None
-        job = client.jobs.create(wish.body(registered.id, text.id if text else None))
+        job = client.jobs.create(wish.body(registered.id, sent_files(client, wish)))
         if job.is_terminal:
             output.note("the same wish was submitted before; this is its job")
         if wait:
@@ -41,6 +40,11 @@ def submit(
         else:
             output.print_line(job.id)
             output.note(f"follow it: nupes job {job.id} --wait")
+
+
+def sent_files(client: Client, wish: Wish) -> dict[str, str]:
+    """Send the texts and data of a wish; return the ids of the uploads by what they are for."""
+    return {purpose: client.uploads.send(path).id for purpose, path in wish.files.items()}
 
 
 def registered_model(client: Client, argument: str) -> Model:

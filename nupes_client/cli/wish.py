@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,20 @@ OPTIONS: dict[tuple[str | int, ...], str] = {
     ("layers", "exclude"): "--exclude",
     ("evaluation", "context"): "--eval-context",
     ("evaluation", "max_tokens"): "--eval-tokens",
+    ("optimize",): "--optimize",
+    ("optimize", "steps"): "--steps",
+    ("optimize", "learning_rate"): "--learning-rate",
+    ("optimize", "batch_size"): "--batch-size",
+    ("calibration",): "--calibration",
+    ("calibration", "dataset"): "--calibration-dataset",
+    ("calibration", "column"): "--calibration-column",
+    ("calibration", "dataset", "column"): "--calibration-column",
+    ("calibration", "samples"): "--calibration-samples",
+    ("calibration", "length"): "--calibration-length",
+    ("activations",): "--activation-bits",
+    ("activations", "grid"): "--activation-grid",
+    ("activations", "scaling"): "--activation-scaling",
+    ("activations", "range"): "--activation-range",
     ("gates",): "--gate",
     ("formats",): "--format",
     ("labels",): "--label",
@@ -35,6 +50,10 @@ OPTIONS: dict[tuple[str | int, ...], str] = {
 HINTS = {
     "metric `perplexity`": "give a text to measure on: --eval-text FILE",
     "metric `fidelity`": "leave --no-eval out",
+    "found on data": "add --optimize data-driven, or leave the options of calibration data out",
+    "need `calibration`": "--calibration FILE, --calibration-dataset REPO, or --calibration-samples N for a text that "
+    "the model writes itself",
+    "how a fixed scale is found": "add --activation-scaling static",
 }
 """By a part of the message: what to do about it."""
 
@@ -43,29 +62,40 @@ class WishError(NupesError):
     """The options contradict each other or name something unknown."""
 
 
+class OptionGroup(ABC):
+    """Options that belong together."""
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Files to send before the body can be made, by what they are for; none by default."""
+        return {}
+
+    @abstractmethod
+    def body(self, uploads: Mapping[str, str]) -> dict[str, Any]:
+        """Return fields of the body; `uploads` has the ids of what was sent, by what it is for.
+
+        Raises:
+            WishError: options of the group contradict each other.
+        """
+
+
 @dataclass(frozen=True)
 class Wish:
     """What `quantize` and `plan` are asked for, next to the model."""
 
-    bits: int
-    group_size: int
-    exponent_scope: str
-    exponent: float | None
-    scale_bits: int
-    layout: str
-    exclude: Sequence[str] | None
-    embeddings: bool
-    formats: Sequence[str] = ("nupes",)
-    eval_text: Path | None = None
-    eval_context: int = 256
-    eval_tokens: int = 20_000
-    no_eval: bool = False
-    gates: Sequence[str] = ()
-    labels: Sequence[str] = ()
-    extra: dict[str, Any] = field(default_factory=dict)
+    groups: tuple[OptionGroup, ...]
 
-    def body(self, model_id: str, text_upload_id: str | None) -> JobCreate:
+    @property
+    def files(self) -> dict[str, Path]:
+        """Files to send, by what they are for."""
+        return {purpose: path for group in self.groups for purpose, path in group.files.items()}
+
+    def body(self, model_id: str, uploads: Mapping[str, str]) -> JobCreate:
         """Return the request; the schema is the judge of what goes together.
+
+        Args:
+            model_id: a registered model.
+            uploads: the ids of `files` once they were sent.
 
         Raises:
             WishError: it does not.
@@ -74,19 +104,9 @@ class Wish:
 
         from nupes_client.schemas.jobs import JobCreate
 
+        fields = {name: value for group in self.groups for name, value in group.body(uploads).items()}
         try:
-            return JobCreate.model_validate(
-                {
-                    "model": {"id": model_id},
-                    "weights": self._weights(),
-                    "layers": self._layers(),
-                    "evaluation": self._evaluation(text_upload_id),
-                    "gates": pairs("--gate", self.gates) or None,
-                    "formats": list(self.formats),
-                    "labels": pairs("--label", self.labels),
-                    **self.extra,
-                }
-            )
+            return JobCreate.model_validate({"model": {"id": model_id}, **fields})
         except ValidationError as error:
             raise WishError(in_words(error.errors()), hint=_hint(str(error))) from error
 
@@ -96,30 +116,7 @@ class Wish:
         Raises:
             WishError: as `body`.
         """
-        self.body("mdl_", "upl_" if self.eval_text else None)
-
-    def _weights(self) -> dict[str, Any]:
-        mode = "search" if self.exponent is None else "fixed"
-        exponent = {"mode": mode, "scope": self.exponent_scope, "value": self.exponent}
-        return {
-            "bits": self.bits,
-            "group_size": self.group_size,
-            "exponent": exponent,
-            "layout": self.layout,
-            "scale_bits": self.scale_bits,
-        }
-
-    def _layers(self) -> dict[str, Any]:
-        chosen = {} if self.exclude is None else {"exclude": [pattern for pattern in self.exclude if pattern]}
-        return {**chosen, "embeddings": self.embeddings}
-
-    def _evaluation(self, text_upload_id: str | None) -> dict[str, Any] | None:
-        if self.no_eval:
-            return None
-        window = {"context": self.eval_context, "max_tokens": self.eval_tokens}
-        if text_upload_id is None:
-            return {"metrics": ["fidelity"], **window}
-        return {"metrics": ["fidelity", "perplexity"], "text": {"upload_id": text_upload_id}, **window}
+        self.body("mdl_", dict.fromkeys(self.files, "upl_"))
 
 
 def pairs(option: str, values: Sequence[str]) -> dict[str, str]:

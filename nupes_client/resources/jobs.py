@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nupes_client.events import JobStream
 from nupes_client.resources.paging import every
-from nupes_client.schemas.jobs import Job, JobCreate, JobEvent, JobStatus, Layer
+from nupes_client.schemas.jobs import Job, JobCreate, JobEvent, JobMetrics, JobStatus, Layer, MetricSeries
 from nupes_client.transport import Transport
 from nupes_client.waiting import Waiter
 
@@ -131,6 +132,20 @@ class Jobs:
     def layers(self, job_id: str) -> Iterator[Layer]:
         """Yield the weights of the model and what was done to each."""
         return every(self._transport, f"/v1/jobs/{job_id}/layers", Layer)
+
+    def metrics(
+        self, job_id: str, *, series: Sequence[str] = (), max_points: int | None = None
+    ) -> builtins.list[MetricSeries]:
+        """Return the curves of a job, such as losses of training, while it runs and afterwards.
+
+        Args:
+            job_id: the job.
+            series: only these; all when empty.
+            max_points: of each series; the service thins out longer ones and keeps first, last and extremes.
+        """
+        params = {"series": list(series) or None, "max_points": max_points}
+        response = self._transport.request("GET", f"/v1/jobs/{job_id}/metrics", params=params)
+        return JobMetrics.model_validate_json(response.content).data
 
     def _post(self, body: JobCreate, key: str) -> Job:
         response = self._transport.request(

@@ -9,14 +9,28 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
+from pydantic import BaseModel
 
 from nupes_client.cli import output
 from nupes_client.cli.application import run
-from nupes_client.cli.options import GATES
+from nupes_client.cli.groups import ActivationOptions, CalibrationOptions, LearningOptions
+from nupes_client.cli.options import GATES, Optimize
+from nupes_client.cli.wish import Wish
 from nupes_client.client import Client
-from nupes_client.schemas.jobs import GatesSpec, JobCreate, ModelRef
+from nupes_client.schemas.jobs import (
+    ActivationSpec,
+    CalibrationSpec,
+    DatasetRef,
+    GatesSpec,
+    JobCreate,
+    JobSpec,
+    ModelRef,
+    OptimizeSpec,
+)
+from tests.app.jobrows import make_layer
 from tests.client import work
 from tests.client.conftest import RunningService
 
@@ -58,6 +72,7 @@ def test_help_is_fast_and_loads_nothing_heavy() -> None:
         ["upload", "no-such-file"],
         ["no-such-command"],
         ["jobs", "--no-such-option"],
+        ["metrics", "job_unknown"],
         ["keys", "--create", "ci"],
     ],
 )
@@ -79,6 +94,16 @@ def test_wrong_usage_exits_6_with_words_on_stderr(arguments: list[str], capsys: 
         (["--exponent", "9"], ["--exponent: "]),
         (["--exclude", "["], ["--exclude: ", "regular expression"]),
         (["--exponent-scope", "group", "--scale-bits", "5"], ["scale_bits must be 6"]),
+        (["--exponent", "0.5", "--exponent-scope", "row"], ["--exponent 0.5", "--exponent-scope", "Leave one"]),
+        (["--steps", "0"], ["--steps says", "--optimize data-driven"]),
+        (["--no-learn-codes"], ["--no-learn-codes says", "--optimize data-driven"]),
+        (["--optimize", "data-driven", "--learning-rate", "2"], ["--learning-rate: "]),
+        (["--calibration-samples", "9"], ["--calibration: ", "--optimize data-driven"]),
+        (["--calibration-column", "body"], ["--calibration-column", "--calibration FILE"]),
+        (["--optimize", "data-driven", "--calibration-dataset", "a b"], ["REPO@REVISION:FILE", "org/name@main"]),
+        (["--activation-grid", "power"], ["--activation-grid is about", "--activation-bits 8"]),
+        (["--activation-bits", "8", "--activation-scaling", "static"], ["--calibration: ", "--calibration FILE"]),
+        (["--activation-bits", "8", "--activation-range", "percentile"], ["--activation-scaling static"]),
     ],
 )
 def test_a_wrong_wish_is_refused_in_the_words_of_the_command_line(
@@ -93,7 +118,7 @@ def test_help_names_every_gate_and_default() -> None:
     assert set(GATES) == GatesSpec.model_fields.keys()
     environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
     for command, words in {
-        "quantize": [*GATES, "org/name@revision", "[default: (lm_head)]", "[default: (nupes)]"],
+        "quantize": [*GATES, "org/name@revision", "[default: (lm_head)]", "[default: (nupes)]", "Learning on data"],
         "up": ["NUPES_DATA_DIR or ~/.nupes", "NUPES_PORT or 8000"],
     }.items():
         shown = subprocess.run([NUPES, command, "-h"], capture_output=True, text=True, check=True, env=environment)
@@ -179,6 +204,150 @@ def test_quantize_prints_the_job_and_the_same_wish_finds_it_again(
     assert job["labels"] == {"pipeline": "nightly"}
     assert run(["jobs", "--label", "pipeline=nightly", "--json"]) == 0
     assert [item["id"] for item in json.loads(capsys.readouterr().out)] == [job_id]
+
+
+def wished(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The resolved configuration of the job that `nupes quantize` makes."""
+    assert run(["quantize", *arguments, "--json"]) == 0, capsys.readouterr().err
+    return dict(json.loads(capsys.readouterr().out)["config"])
+
+
+def test_a_wish_without_options_is_the_default_of_the_service(
+    booklm: Path, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = wished([str(booklm)], capsys)
+    default = JobSpec(model=ModelRef(id=config["model"]["id"]))
+    assert config == default.model_dump(mode="json")
+    learnt = wished([str(booklm), "--optimize", "data-driven", "--activation-bits", "8"], capsys)
+    assert learnt["optimize"] == OptimizeSpec(mode="data_driven").model_dump(mode="json")
+    assert learnt["calibration"] == CalibrationSpec().model_dump(mode="json")
+    assert learnt["activations"] == ActivationSpec().model_dump(mode="json")
+
+
+def test_every_option_of_learning_on_data_reaches_the_job(
+    booklm: Path, client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data.jsonl").write_text('{"body": "some words"}\n')
+    learning = "--optimize data-driven --steps 7 --learning-rate 0.25 --batch-size 3 --no-error-feedback "
+    learning += "--no-learn-codes --no-learn-exponent --no-learn-scales --tweak-norms"
+    data = f"--calibration {tmp_path}/data.jsonl --calibration-column body --calibration-samples 9 "
+    data += "--calibration-length 33"
+    activations = "--activation-bits 6 --activation-grid power --activation-scaling static "
+    activations += "--activation-range percentile --no-smooth"
+    config = wished([str(booklm), *f"{learning} {data} {activations}".split()], capsys)
+    assert config["optimize"] == {
+        "mode": "data_driven",
+        "error_feedback": False,
+        "learn_codes": False,
+        "learn_exponent": False,
+        "learn_scales": False,
+        "tweak_norms": True,
+        "steps": 7,
+        "learning_rate": 0.25,
+        "batch_size": 3,
+    }
+    upload = client.uploads.send(tmp_path / "data.jsonl")
+    assert config["calibration"] == {
+        "text": {"upload_id": upload.id},
+        "dataset": None,
+        "column": "body",
+        "samples": 9,
+        "length": 33,
+    }
+    assert config["activations"] == {
+        "bits": 6,
+        "grid": "power",
+        "scaling": "static",
+        "range": "percentile",
+        "smooth": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("group", "prefix", "schema"),
+    [
+        (LearningOptions, "", OptimizeSpec),
+        (CalibrationOptions, "calibration_", CalibrationSpec),
+        (ActivationOptions, "activation_", ActivationSpec),
+    ],
+)
+def test_help_tells_the_defaults_of_the_service(group: type, prefix: str, schema: type[BaseModel]) -> None:
+    told = {
+        name.removeprefix(prefix): hint.__metadata__[0].show_default
+        for name, hint in get_type_hints(group, include_extras=True).items()
+    }
+    strings = {name: shown for name, shown in told.items() if isinstance(shown, str) and name in schema.model_fields}
+    defaults = {name: str(schema.model_fields[name].default) for name in strings if name != "bits"}
+    assert {name: shown for name, shown in strings.items() if name != "bits"} == defaults
+    assert len(defaults) == 3
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("wiki", {"repo_id": "wiki", "revision": "main", "file": None}),
+        ("org/wiki", {"repo_id": "org/wiki", "revision": "main", "file": None}),
+        ("org/wiki@refs/pr/1", {"repo_id": "org/wiki", "revision": "refs/pr/1", "file": None}),
+        ("org/wiki:a/b c.jsonl", {"repo_id": "org/wiki", "revision": "main", "file": "a/b c.jsonl"}),
+        ("org/wiki@v1.0:train.csv", {"repo_id": "org/wiki", "revision": "v1.0", "file": "train.csv"}),
+    ],
+)
+def test_a_data_set_of_the_hub_is_named_with_revision_and_file(argument: str, expected: dict[str, Any]) -> None:
+    options = CalibrationOptions(calibration_dataset=argument, calibration_column="body", calibration_samples=5)
+    wish = Wish((LearningOptions(optimize=Optimize.DATA_DRIVEN), options))
+    calibration = wish.body("mdl_x", {}).calibration
+    assert calibration is not None
+    assert calibration.dataset == DatasetRef(**expected, column="body")
+    assert calibration.samples == 5
+
+
+def test_a_file_that_is_no_text_is_refused_before_a_job_is_made(
+    booklm: Path, client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "picture").write_bytes(b"\x89PNG\r\n")
+    for command in ("plan", "quantize"):
+        arguments = [command, str(booklm), "--optimize", "data-driven", "--calibration", str(tmp_path / "picture")]
+        assert run(arguments) == 6
+        assert "UTF-8" in capsys.readouterr().err
+    assert list(client.jobs.list()) == []
+
+
+def test_plan_says_what_learning_on_data_would_cost(booklm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", str(booklm), "--optimize", "data-driven", "--steps", "5", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["config"]["optimize"]["steps"] == 5
+    assert planned["config"]["calibration"]["samples"] == 128
+
+
+def test_curves_are_told_in_a_line_each(
+    service: RunningService, job_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fence = work.start(service.database, job_id)
+    work.measure(service.database, job_id, fence, "loss/model.layers.0", [4.0, 1.0, 2.5])
+    work.measure(service.database, job_id, fence, "loss/model.layers.1", [8.0])
+    assert run(["metrics", job_id]) == 0
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == ["loss/model.layers.0", "3", "4", "1", "2.5"]
+    assert second.split() == ["loss/model.layers.1", "1", "8", "8", "8"]
+    assert run(["metrics", job_id, "--series", "loss/model.layers.1", "--json"]) == 0
+    (series,) = json.loads(capsys.readouterr().out)
+    assert series["points"] == [{"step": 0, "value": 8.0}]
+
+
+def test_a_job_without_curves_has_none_to_show(job_id: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["metrics", job_id]) == 0
+    assert "(none)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("learnt", [True, False])
+def test_layers_show_what_learning_moved_where_there_was_any(
+    service: RunningService, job_id: str, learnt: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = {"codes_moved": 0.125, "activation_bits": 8} if learnt else {}
+    work.succeed(service.database, job_id, layers=[make_layer("a", **figures), make_layer("b")])
+    assert run(["layers", job_id]) == 0
+    shown = capsys.readouterr().out
+    assert ("codes moved" in shown) == ("12.5%" in shown) == learnt
 
 
 def test_plan_says_what_it_would_cost(booklm: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -206,3 +206,15 @@ def test_keys_are_made_used_and_revoked(client: Client, service: RunningService)
         with pytest.raises(AuthenticationError):
             list(ci.jobs.list())
     assert [key.name for key in client.keys.list() if key.revoked_at] == ["ci"]
+
+
+def test_curves_come_thinned_out_on_demand(client: Client, model: Model, service: RunningService) -> None:
+    job = client.jobs.create(body(model))
+    assert client.jobs.metrics(job.id) == []
+    fence = work.start(service.database, job.id)
+    for name in ("loss/a", "loss/b"):
+        work.measure(service.database, job.id, fence, name, [1 / (1 + step) for step in range(100)])
+    (found,) = client.jobs.metrics(job.id, series=["loss/b"], max_points=10)
+    assert (found.name, found.count) == ("loss/b", 100)
+    assert len(found.points) <= 10
+    assert (found.points[0].value, found.points[-1].value) == (1.0, 0.01)

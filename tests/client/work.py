@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from app.db.session import Database
-from app.db.tables import Job
+from app.db.tables import Job, JobLayer
+from app.jobs.metrics import Point, write_points
 from app.jobs.transitions import Fence, claim, record, transition
-from nupes_client.schemas.jobs import GateResult, JobError, JobErrorCode, JobPhase, JobResult, JobStatus
+from nupes_client.schemas.jobs import GateResult, JobError, JobErrorCode, JobPhase, JobResult, JobStatus, Layer
 
 RESULT = JobResult(
     bytes_before=1_000_000,
@@ -39,8 +41,18 @@ def end(database: Database, job_id: str, to: JobStatus, fence: Fence | None = No
         transition(session, session.get_one(Job, job_id), to, fence=fence, **columns)
 
 
-def succeed(database: Database, job_id: str, *, gate_passed: bool | None = None) -> None:
+def measure(database: Database, job_id: str, fence: Fence, series: str, values: Sequence[float]) -> None:
+    points = [Point.of(series, step, value) for step, value in enumerate(values)]
+    with database.write() as session:
+        write_points(session, job_id, fence, points)
+
+
+def succeed(database: Database, job_id: str, *, gate_passed: bool | None = None, layers: Sequence[Layer] = ()) -> None:
     fence = start(database, job_id)
+    with database.write() as session:
+        for position, layer in enumerate(layers):
+            data = layer.model_dump(mode="json")
+            session.add(JobLayer(job_id=job_id, position=position, name=layer.name, data=data))
     gates = [] if gate_passed is None else [GateResult(gate="max_bytes", limit=1.0, measured=2.0, passed=gate_passed)]
     verdict = None if gate_passed is None else "passed" if gate_passed else "failed"
     columns = {"result": RESULT.model_dump(), "verdict": verdict, "gates": [gate.model_dump() for gate in gates]}
