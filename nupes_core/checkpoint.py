@@ -30,6 +30,8 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 }
 """Dtypes that are read as tensors: of weights, and of their stored parts. All others are copied as bytes."""
 
+SAFETENSORS_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
 
 class ShardReader:
     """Reads tensors of one file, each straight from its place, so that no more than one tensor is in memory."""

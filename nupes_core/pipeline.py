@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nupes_core.checkpoint import ShardWriter
+from nupes_core.calibration import CalibrationSource, read_samples
+from nupes_core.checkpoint import ShardWriter, tensor_bytes
 from nupes_core.config import QuantizationConfig
+from nupes_core.datadriven.driver import Reporting
+from nupes_core.datadriven.folder import Calibrated, calibrate
 from nupes_core.diskfile import write_file
 from nupes_core.errors import DiskFullError, InvalidConfigError, NoQuantizableLayersError
 from nupes_core.formats import Format, get_format
@@ -23,7 +26,8 @@ from nupes_core.manifest import hash_file, write_manifest
 from nupes_core.modelfolder import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, ModelFolder, carried_bytes, open_folder
 from nupes_core.plan import Plan, plan_headers, shard_layout
 from nupes_core.planned import Coding, PlannedTensor
-from nupes_core.report import LayerReport, Progress, ProgressCallback, Report
+from nupes_core.report import LayerReport, MetricCallback, Progress, ProgressCallback, Report
+from nupes_core.samples import Samples
 from nupes_core.sources import Checkpoint
 from nupes_core.tensorwork import QuantizedMatrix, TensorWork, check_finite, read_matrix
 from nupes_core.workfolder import WorkFolder
@@ -34,8 +38,9 @@ def quantize(
     dst: str | Path,
     config: QuantizationConfig,
     *,
-    calibration: object | None = None,
+    calibration: CalibrationSource = None,
     progress: ProgressCallback | None = None,
+    on_metric: MetricCallback | None = None,
     workdir: str | Path | None = None,
     formats: Sequence[str] = ("nupes",),
     source: Mapping[str, Any] | None = None,
@@ -46,9 +51,11 @@ def quantize(
         src: folder with `config.json` and safetensors files; only read.
         dst: new or empty folder. It appears whole or not at all. Of several formats each gets a subfolder.
         config: what to do.
-        calibration: data for data-driven methods; data-free ones take none.
+        calibration: data that the model is run on; data-driven methods without any let it write its own.
         progress: called at each matrix and hashed chunk; an exception raised in it stops the run, which leaves nothing.
-        workdir: folder where finished matrices are committed, so that a second attempt resumes; None commits nothing.
+        on_metric: called with the points of loss curves, block by block.
+        workdir: folder where finished matrices and blocks are committed, so that a second attempt resumes; None keeps
+            nothing.
         formats: names of `nupes_core.formats.FORMATS`.
         source: origin of the model, for the manifest.
 
@@ -58,19 +65,27 @@ def quantize(
     Raises:
         UnsafeFileError: the source is broken or unsafe.
         InvalidConfigError: impossible settings, `dst` in use, or a model that is quantized already.
+        CalibrationError: data that is missing, broken, too little, or does not fit the model; before any work.
+        UnsupportedArchitectureError: data-driven, and transformers cannot build the model.
         NoQuantizableLayersError: nothing is left to quantize.
         NumericsError: a weight holds NaN or an infinity.
         DiskFullError: no room for the result.
     """
     started = time.monotonic()
-    _refuse_calibration(calibration)
+    _refuse_unused(calibration, config)
     folder = open_folder(src)
     written = [get_format(name) for name in dict.fromkeys(formats)]
     plan = plan_headers(folder.headers, folder.config, config, formats=[fmt.name for fmt in written])
     _refuse_empty(plan)
     work = WorkFolder(workdir) if workdir is not None else None
     run = _Run(folder, plan, config, progress, work, source)
-    with _staged(Path(dst), plan.artifact_bytes) as staging:
+    if config.needs_calibration:
+        samples = read_samples(folder, calibration, config.calibration, seed=config.seed)
+    with ExitStack() as stack:
+        staging = stack.enter_context(_staged(Path(dst), plan.artifact_bytes))
+        if config.needs_calibration:
+            blocks = work or WorkFolder(stack.enter_context(_scratch(Path(dst))))
+            run.calibrate(samples, blocks, Reporting(progress, on_metric))
         outputs = [_Output(staging / fmt.name if len(written) > 1 else staging, fmt) for fmt in written]
         return run.execute(outputs, started)
 
@@ -97,10 +112,19 @@ class _Run:
     ) -> None:
         self.folder, self.plan, self.config, self.source = folder, plan, config, source
         self._progress, self._work = progress, work
+        self._calibrated = Calibrated()
         self._done = 0
         self._shards: dict[str, list[PlannedTensor]] = {shard: [] for shard in folder.headers}
         for tensor in plan.tensors:
             self._shards[tensor.shard].append(tensor)
+
+    def calibrate(self, samples: Samples, work: WorkFolder, reporting: Reporting) -> None:
+        """Run the model on the samples and quantize its blocks by what they do."""
+        with Checkpoint(self.folder) as checkpoint:
+            shared = self._shared_exponent(checkpoint)
+            self._calibrated = calibrate(
+                self.folder, checkpoint, self.plan.quantized, self.config, samples, work, reporting, shared
+            )
 
     def execute(self, outputs: Sequence[_Output], started: float) -> Report:
         """Do all of it and return the report."""
@@ -116,8 +140,7 @@ class _Run:
         return reports[outputs[0].format.name]
 
     def _quantize(self, checkpoint: Checkpoint, outputs: Sequence[_Output]) -> tuple[LayerReport, ...]:
-        shared = global_exponent([_matrix(checkpoint, tensor) for tensor in self.plan.quantized], self.config.weights)
-        work = TensorWork(checkpoint, self._work, shared)
+        work = TensorWork(checkpoint, self._work, self._shared_exponent(checkpoint), self._calibrated.layers)
         layers: list[LayerReport] = []
         for shard, tensors in self._shards.items():
             with ExitStack() as stack:
@@ -125,6 +148,9 @@ class _Run:
                 for tensor in tensors:
                     layers += self._tensor(tensor, checkpoint, work, outputs, writers)
         return tuple(layers)
+
+    def _shared_exponent(self, checkpoint: Checkpoint) -> float | None:
+        return global_exponent([_matrix(checkpoint, tensor) for tensor in self.plan.quantized], self.config.weights)
 
     def _tensor(
         self,
@@ -146,7 +172,9 @@ class _Run:
             self._advance(tensor.params // tensor.coding.view.count, tensor.module)
 
     def _copy(self, tensor: PlannedTensor, checkpoint: Checkpoint, writers: Sequence[ShardWriter]) -> None:
-        for offset, content in checkpoint.chunks(tensor.name):
+        replaced = self._calibrated.replaced.get(tensor.name)
+        parts = checkpoint.chunks(tensor.name) if replaced is None else [(0, bytearray(tensor_bytes(replaced)))]
+        for offset, content in parts:
             check_finite(tensor, content)
             for writer in writers:
                 writer.write(tensor.name, content, offset)
@@ -233,11 +261,19 @@ def _matrix(checkpoint: Checkpoint, tensor: PlannedTensor) -> Matrix:
     return Matrix(tensor.name, view.rows, view.cols, lambda: read_matrix(checkpoint, tensor.name, coding, 0))
 
 
-def _refuse_calibration(calibration: object | None) -> None:
-    if calibration is not None:
+def _refuse_unused(calibration: CalibrationSource, config: QuantizationConfig) -> None:
+    if calibration is not None and not config.needs_calibration:
         raise InvalidConfigError(
-            "calibration data was given, but optimize is 'data_free'", hint="Leave the calibration data out."
+            f"calibration data was given, but optimize is {config.optimize!r} and no activation scale is static",
+            hint="Leave the calibration data out, or use optimize 'data_driven'.",
         )
+
+
+@contextmanager
+def _scratch(dst: Path) -> Iterator[Path]:
+    """Yield a folder beside `dst` for finished blocks, which nobody wants to keep."""
+    with tempfile.TemporaryDirectory(prefix=f".{dst.name}.", suffix=".blocks", dir=dst.parent) as path:
+        yield Path(path)
 
 
 def _refuse_empty(plan: Plan) -> None:
@@ -296,6 +332,7 @@ def _quantized(tensor: PlannedTensor, coding: Coding, index: int, matrix: Quanti
         mse=_rounded(matrix.error.mse),
         sqnr_db=_rounded(matrix.error.sqnr_db),
         cosine=_rounded(matrix.error.cosine),
+        codes_moved=matrix.moved,
         activation_bits=coding.activation.bits if coding.activation else None,
     )
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
 from nupes_core.activations import dynamic_quantizer
 from nupes_core.checkpoint import as_tensor
-from nupes_core.errors import NumericsError
+from nupes_core.datadriven.blockresult import CommittedLayer
+from nupes_core.errors import CalibrationError, NumericsError
 from nupes_core.planned import Coding, PlannedTensor
 from nupes_core.quality import WeightError, weight_error
 from nupes_core.selection import FLOAT_DTYPES
 from nupes_core.sources import Checkpoint
 from nupes_core.weight import QuantizedWeight, quantize_weight
 from nupes_core.workfolder import WorkFolder, commit_key
-
-ImportanceOf = Callable[[Checkpoint, PlannedTensor], torch.Tensor | None]
-"""Importance of the inputs of a tensor, [cols], found from the checkpoint; None weighs all alike."""
 
 _LEARNT = ("weight", "bias")
 _HINT = "The checkpoint is damaged or was saved after a diverged training; there is nothing to quantize."
@@ -28,13 +26,15 @@ _HINT = "The checkpoint is damaged or was saved after a diverged training; there
 class QuantizedMatrix:
     """One matrix done: stored form, decoded [rows, cols] in the original dtype, and the loss between them.
 
-    `inputs` is what is stored of the quantizer of the layer's input, empty where that stays float.
+    `inputs` is what is stored of the quantizer of the layer's input, empty where that stays float; `moved` the share of
+    codes that training changed, None without training.
     """
 
     weight: QuantizedWeight
     decoded: torch.Tensor
     error: WeightError
     inputs: Mapping[str, torch.Tensor]
+    moved: float | None = None
 
 
 class TensorWork:
@@ -45,12 +45,13 @@ class TensorWork:
         checkpoint: Checkpoint,
         work: WorkFolder | None,
         shared_exponent: float | None = None,
-        importance: ImportanceOf | None = None,
+        calibrated: Mapping[str, CommittedLayer] | None = None,
     ) -> None:
+        """Prepare; `calibrated` holds what is quantized already, by the name of its tensor."""
         self._checkpoint = checkpoint
         self._work = work
         self._shared_exponent = shared_exponent
-        self._importance = importance
+        self._calibrated = calibrated or {}
 
     def matrices(self, tensor: PlannedTensor, coding: Coding) -> Iterator[QuantizedMatrix]:
         """Yield the matrices of a tensor in order.
@@ -58,38 +59,59 @@ class TensorWork:
         Raises:
             NumericsError: a weight is NaN or infinite; names the tensor.
         """
+        if tensor.name in self._calibrated:
+            yield self._committed(tensor, coding, self._calibrated[tensor.name])
+            return
         for index in range(coding.view.count):
             w = read_matrix(self._checkpoint, tensor.name, coding, index)
             weight = self._quantize(tensor, w, coding)
-            decoded = weight.dequantize(w.dtype)
-            error = weight_error(w, decoded)
-            if not error.finite:
-                raise NumericsError(f"{tensor.name} decodes to values beyond the range of {tensor.dtype}", hint=_HINT)
-            yield QuantizedMatrix(weight, decoded, error, input_tensors(coding))
+            yield _measured(tensor, w, weight, input_tensors(coding))
+
+    def _committed(self, tensor: PlannedTensor, coding: Coding, layer: CommittedLayer) -> QuantizedMatrix:
+        """Take a matrix that the run on calibration data quantized; smoothing may have scaled its columns before."""
+        w, columns = read_matrix(self._checkpoint, tensor.name, coding, 0), layer.columns()
+        reference = w if columns is None else w * columns.to(w.dtype)
+        found = _measured(tensor, reference, layer.weight(coding.format), layer.inputs())
+        return replace(found, moved=layer.moved())
 
     def _quantize(self, tensor: PlannedTensor, w: torch.Tensor, coding: Coding) -> QuantizedWeight:
-        importance = self._importance(self._checkpoint, tensor) if self._importance else None
         if self._work is None:
-            return self._search(tensor, w, coding, importance)
-        key = commit_key(w, coding.weight, importance, self._shared_exponent)
+            return self._search(tensor, w, coding)
+        key = commit_key(w, coding.weight, self._shared_exponent)
         weight = self._work.load(key, coding.format)
         if weight is None:
-            weight = self._search(tensor, w, coding, importance)
+            weight = self._search(tensor, w, coding)
             self._work.store(key, weight)
         return weight
 
-    def _search(
-        self, tensor: PlannedTensor, w: torch.Tensor, coding: Coding, importance: torch.Tensor | None
-    ) -> QuantizedWeight:
+    def _search(self, tensor: PlannedTensor, w: torch.Tensor, coding: Coding) -> QuantizedWeight:
         try:
-            return quantize_weight(w, coding.weight, importance=importance, shared_exponent=self._shared_exponent)
+            return quantize_weight(w, coding.weight, shared_exponent=self._shared_exponent)
         except NumericsError as error:
             raise NumericsError(f"{tensor.name}: {error.message}", hint=error.hint) from error
 
 
+def _measured(
+    tensor: PlannedTensor, w: torch.Tensor, weight: QuantizedWeight, inputs: Mapping[str, torch.Tensor]
+) -> QuantizedMatrix:
+    decoded = weight.dequantize(w.dtype)
+    error = weight_error(w, decoded)
+    if not error.finite:
+        raise NumericsError(f"{tensor.name} decodes to values beyond the range of {tensor.dtype}", hint=_HINT)
+    return QuantizedMatrix(weight, decoded, error, inputs)
+
+
 def input_tensors(coding: Coding) -> Mapping[str, torch.Tensor]:
-    """Return what is stored of an input quantizer that needs no data; empty where the input stays float."""
-    return {} if coding.activation is None else dynamic_quantizer(coding.activation).to_tensors()
+    """Return what is stored of an input quantizer that needs no data; empty where the input stays float.
+
+    Raises:
+        CalibrationError: its scale is static, which takes data.
+    """
+    if coding.activation is None:
+        return {}
+    if coding.activation.scaling == "static":
+        raise CalibrationError("activations with static scales need calibration data", hint="Or use dynamic scales.")
+    return dynamic_quantizer(coding.activation).to_tensors()
 
 
 def read_matrix(checkpoint: Checkpoint, name: str, coding: Coding, index: int) -> torch.Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from nupes_core.checkpoint import ShardReader, ShardWriter, tensor_bytes
+from nupes_core.checkpoint import SAFETENSORS_DTYPES, ShardReader, ShardWriter, tensor_bytes
 from nupes_core.config import WeightConfig
 from nupes_core.errors import UnsafeFileError
 from nupes_core.header import TensorSpec, build_header
@@ -26,16 +27,10 @@ class WorkFolder:
 
     def load(self, key: str, fmt: WeightFormat) -> QuantizedWeight | None:
         """Return the committed matrix, or None when there is none that is whole."""
-        path = self._piece(key)
-        if not path.is_file():
+        tensors = self.load_tensors(key)
+        if tensors is None or {name: _kind(tensor) for name, tensor in tensors.items()} != tensor_specs(fmt):
             return None
-        try:
-            with ShardReader(path) as reader:
-                if {(t.name, t.dtype, t.shape) for t in reader.header.tensors} != _expected(fmt):
-                    return None
-                return QuantizedWeight(fmt, {suffix: reader.read(suffix) for suffix in tensor_specs(fmt)})
-        except UnsafeFileError:
-            return None
+        return QuantizedWeight(fmt, tensors)
 
     def store(self, key: str, weight: QuantizedWeight) -> None:
         """Commit a matrix: whole under its name, or not at all.
@@ -43,28 +38,44 @@ class WorkFolder:
         Raises:
             DiskFullError: no room left.
         """
-        specs = tensor_specs(weight.format).items()
-        head, header = build_header((TensorSpec(name, dtype, shape) for name, (shape, dtype) in specs), {})
-        path = self._piece(key)
+        self.store_tensors(key, weight.tensors)
+
+    def load_tensors(self, key: str) -> dict[str, torch.Tensor] | None:
+        """Return the tensors committed under a key, or None when there are none that are whole."""
+        path = self.piece(key)
+        if not path.is_file():
+            return None
+        try:
+            with ShardReader(path) as reader:
+                return {info.name: reader.read(info.name) for info in reader.header.tensors}
+        except UnsafeFileError:
+            return None
+
+    def store_tensors(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Commit tensors: whole under their key, or not at all.
+
+        Raises:
+            DiskFullError: no room left.
+        """
+        specs = (TensorSpec(name, SAFETENSORS_DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items())
+        head, header = build_header(specs, {})
+        path = self.piece(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with ShardWriter(path, head, header) as writer:
-            for suffix, tensor in weight.tensors.items():
-                writer.write(suffix, tensor)
+            for name, tensor in tensors.items():
+                writer.write(name, tensor)
 
-    def _piece(self, key: str) -> Path:
+    def piece(self, key: str) -> Path:
+        """Return where the file of a key lies."""
         return self.path / key[:2] / f"{key}.safetensors"
 
 
-def commit_key(
-    w: torch.Tensor, config: WeightConfig, importance: torch.Tensor | None, shared_exponent: float | None
-) -> str:
+def commit_key(w: torch.Tensor, config: WeightConfig, shared_exponent: float | None) -> str:
     """Return the hash of everything that decides the codes of a matrix: its bytes, the resolved settings, the code."""
     settings = {"config": asdict(config), "shape": list(w.shape), "dtype": str(w.dtype), "shared": shared_exponent}
     digest = hashlib.sha256(code_version().encode())
     digest.update(json.dumps(settings, sort_keys=True).encode())
     digest.update(tensor_bytes(w))
-    if importance is not None:
-        digest.update(tensor_bytes(importance))
     return digest.hexdigest()
 
 
@@ -72,10 +83,10 @@ def commit_key(
 def code_version() -> str:
     """Return a hash of this package's own sources: any change of the method makes old commits unreachable."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.name.encode() + source.read_bytes())
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(str(source.relative_to(Path(__file__).parent)).encode() + source.read_bytes())
     return digest.hexdigest()
 
 
-def _expected(fmt: WeightFormat) -> set[tuple[str, str, tuple[int, ...]]]:
-    return {(suffix, dtype, shape) for suffix, (shape, dtype) in tensor_specs(fmt).items()}
+def _kind(tensor: torch.Tensor) -> tuple[tuple[int, ...], str]:
+    return tuple(tensor.shape), SAFETENSORS_DTYPES[tensor.dtype]

@@ -1,0 +1,144 @@
+"""Where the weights of blocks come from: read from the checkpoint block by block, or from a model loaded as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from nupes_core.loading import load, resolve_model_class
+from nupes_core.modelfolder import ModelFolder
+from nupes_core.skeleton import build_config
+from nupes_core.sources import Checkpoint
+
+DTYPE = torch.float32
+"""Blocks are computed in this dtype, whatever the checkpoint stores."""
+
+
+class BlockSource(Protocol):
+    """Gives the model, and puts the weights of one block at a time into it."""
+
+    model: Any
+
+    def materialize(self, name: str) -> None:
+        """Give the block its weights."""
+
+    def release(self, name: str) -> None:
+        """Free the memory of the block's weights."""
+
+
+class LoadedBlocks:
+    """A model that transformers loaded as a whole: where its names do not match those of the checkpoint."""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self.model = load(folder.path, dtype=DTYPE)
+
+    def materialize(self, name: str) -> None:
+        """Do nothing: all weights are there."""
+
+    def release(self, name: str) -> None:
+        """Do nothing: the model holds its weights."""
+
+
+class StreamedBlocks:
+    """A model without the weights of its blocks, which are read when their turn comes."""
+
+    def __init__(self, model: Any, checkpoint: Checkpoint, blocks: list[str]) -> None:
+        self.model, self._checkpoint = model, checkpoint
+        inside = tuple(f"{name}." for name in blocks)
+        self._fill(name for name in _shapes(model) if not name.startswith(inside))
+        model.tie_weights()
+
+    def materialize(self, name: str) -> None:
+        """Read the block's weights."""
+        self._fill(_shapes(self.model.get_submodule(name), name))
+
+    def release(self, name: str) -> None:
+        """Put the block's weights back on the meta device."""
+        for path, parameter in list(self.model.get_submodule(name).named_parameters(prefix=name)):
+            self._set(path, parameter.detach().to("meta"))
+
+    def _fill(self, names: Iterable[str]) -> None:
+        for name in names:
+            path, _, leaf = name.rpartition(".")
+            like = getattr(self.model.get_submodule(path), leaf)
+            stored = stored_name(self.model, name, like.shape, self._checkpoint)
+            if stored is not None and like.is_floating_point():
+                self._set(name, self._checkpoint.read(stored).to(DTYPE))
+
+    def _set(self, name: str, value: torch.Tensor) -> None:
+        path, _, leaf = name.rpartition(".")
+        owner = self.model.get_submodule(path)
+        if leaf in owner._buffers:
+            owner._buffers[leaf] = value
+        else:
+            owner.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
+
+
+def open_blocks(folder: ModelFolder, checkpoint: Checkpoint, blocks_of: Any) -> tuple[BlockSource, list[str]]:
+    """Return a source of the blocks, streamed wherever every weight has its own tensor in the checkpoint.
+
+    Args:
+        folder: float model.
+        checkpoint: its tensors.
+        blocks_of: model -> names of its blocks.
+
+    Raises:
+        UnsupportedArchitectureError: transformers cannot build the model.
+        LoadCheckError: the folder lacks weights.
+    """
+    model = _without_weights(folder)
+    blocks = blocks_of(model)
+    inside = tuple(f"{name}." for name in blocks)
+    own = ((name, each.shape) for name, each in model.named_parameters() if name.startswith(inside))
+    if all(stored_name(model, name, shape, checkpoint) is not None for name, shape in own):
+        return StreamedBlocks(model, checkpoint, blocks), blocks
+    return LoadedBlocks(folder), blocks
+
+
+def stored_name(model: Any, name: str, shape: Sequence[int], checkpoint: Checkpoint) -> str | None:
+    """Return the checkpoint's name of a tensor of the model, of the same shape; None: it has none."""
+    for spelling in spellings(model, name):
+        if spelling in checkpoint and checkpoint.info(spelling).shape == tuple(shape):
+            return spelling
+    return None
+
+
+def spellings(model: Any, name: str) -> tuple[str, ...]:
+    """Return the names a tensor may have on the other side: the base model's prefix is added or stripped by loading."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    return (name, name.removeprefix(prefix), prefix + name)
+
+
+def _shapes(module: nn.Module, prefix: str = "") -> list[str]:
+    named = (*module.named_parameters(prefix=prefix), *module.named_buffers(prefix=prefix))
+    return [name for name, _ in named]
+
+
+def _without_weights(folder: ModelFolder) -> Any:
+    """Build the model with parameters on the meta device, and buffers (sines, masks) for real."""
+    model_class = resolve_model_class(folder.config)
+    config = build_config(model_class, folder.config, folder.headers)
+    with _parameters_on_meta():
+        model = model_class._from_config(config, dtype=DTYPE)
+    return model.eval()
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Let modules keep only the shapes of their parameters; initialization then costs nothing."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device.type != "meta":
+            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]

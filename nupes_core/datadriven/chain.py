@@ -1,0 +1,144 @@
+"""A chain of blocks that pass one hidden state on: what each is called with, found without running any of them.
+
+Every block is replaced by a shim that notes its arguments and returns the hidden state it got, so that a model whose
+block weights are not even loaded shows how it calls its blocks. Run twice, the second time with other hidden states,
+it also shows whether anything but the hidden state depends on earlier blocks; then it is no chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from nupes_core.datadriven.feed import Call, Feed, first_tensor
+from nupes_core.errors import UnsupportedArchitectureError
+from nupes_core.samples import Samples
+
+TRACE_BATCH = 8
+"""Samples of one pass through the shims."""
+
+_HINT = "Use optimize data_free, which needs no model class."
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Blocks in the order in which they run.
+
+    Attributes:
+        names: module paths.
+        feeds: what each block is called with; the hidden states in them are those of the first block.
+        hidden: input of the first block [n, …].
+    """
+
+    names: list[str]
+    feeds: list[Feed]
+    hidden: torch.Tensor
+
+
+class _Done(Exception):  # noqa: N818 - no error
+    """All blocks were passed; what follows them need not run."""
+
+
+def trace_chain(model: nn.Module, names: Sequence[str], samples: Samples) -> Chain:
+    """Return the chain of the blocks `names`.
+
+    Args:
+        model: everything but its blocks has its weights.
+        names: module paths of the blocks.
+        samples: what the model is run on.
+
+    Raises:
+        UnsupportedArchitectureError: the blocks do not form a chain.
+    """
+    shims = _Shims(names)
+    with shims.installed(model), torch.no_grad():
+        batches = [shims.run(model, batch, 0.0) for batch in samples.batches(TRACE_BATCH)]
+        order = shims.order
+        again = shims.run(model, samples[: min(TRACE_BATCH, len(samples))], 1.0)
+    _check_independent(batches[0], again, order)
+    feeds = [Feed.gather([calls[name] for calls in batches]) for name in order]
+    hidden = torch.cat([_hidden(calls[order[0]]) for calls in batches])
+    return Chain(order, feeds, hidden)
+
+
+class _Shims:
+    """Stand-ins of the blocks."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._calls: dict[str, Call] = {}
+        self._passed: torch.Tensor | None = None
+        self._samples, self._shift = 0, 0.0
+
+    @property
+    def order(self) -> list[str]:
+        """Blocks in the order in which they were called last."""
+        return list(self._calls)
+
+    def run(self, model: nn.Module, samples: Samples, shift: float) -> dict[str, Call]:
+        """Return the calls of the blocks for some samples; each shim adds `shift` to the hidden state."""
+        self._calls, self._passed, self._samples, self._shift = {}, None, len(samples), shift
+        try:
+            samples.call(model)
+        except _Done:
+            return dict(self._calls)
+        missing = [name for name in self._names if name not in self._calls]
+        raise UnsupportedArchitectureError(f"{type(model).__name__} does not run its block {missing[0]}", hint=_HINT)
+
+    @contextmanager
+    def installed(self, model: nn.Module) -> Iterator[None]:
+        """Replace the forward of every block while the context lasts."""
+        blocks = {name: model.get_submodule(name) for name in self._names}
+        for name, block in blocks.items():
+            block.forward = self._shim(name)
+        try:
+            yield
+        finally:
+            for block in blocks.values():
+                del block.forward
+
+    def _shim(self, name: str) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            leaves = pytree.tree_leaves((args, kwargs))
+            try:
+                hidden = leaves[first_tensor(leaves)]
+            except StopIteration:
+                raise UnsupportedArchitectureError(f"{name} is called without a hidden state", hint=_HINT) from None
+            if name in self._calls or (self._passed is not None and hidden is not self._passed):
+                raise UnsupportedArchitectureError(
+                    f"{name} does not take the hidden state of the block before it", hint=_HINT
+                )
+            self._calls[name] = Call(args, kwargs, self._samples)
+            if len(self._calls) == len(self._names):
+                raise _Done
+            self._passed = hidden + self._shift
+            return self._passed
+
+        return forward
+
+
+def _hidden(call: Call) -> torch.Tensor:
+    leaves = pytree.tree_leaves((call.args, call.kwargs))
+    found: torch.Tensor = leaves[first_tensor(leaves)]
+    return found
+
+
+def _check_independent(calls: dict[str, Call], others: dict[str, Call], order: list[str]) -> None:
+    """Refuse blocks whose further arguments depend on what earlier blocks return."""
+    for name in order:
+        pairs = zip(
+            *(pytree.tree_leaves((each[name].args, each[name].kwargs)) for each in (calls, others)), strict=True
+        )
+        tensors = [(a, b) for a, b in pairs if isinstance(a, torch.Tensor)]
+        position = next(i for i, (a, _) in enumerate(tensors) if a.is_floating_point())
+        for a, b in tensors[:position] + tensors[position + 1 :]:
+            if a.shape != b.shape or not torch.equal(a, b):
+                raise UnsupportedArchitectureError(
+                    f"{name} takes more than the hidden state from the blocks before it", hint=_HINT
+                )

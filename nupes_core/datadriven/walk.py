@@ -1,0 +1,153 @@
+"""Two streams from block to block: what the float model computes, and what the quantized prefix computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from nupes_core.datadriven.blocksource import BlockSource
+from nupes_core.datadriven.chain import Chain
+from nupes_core.datadriven.feed import Call, Feed
+from nupes_core.datadriven.quantizeunit import output_tensor, quantized_inputs
+from nupes_core.datadriven.units import Unit
+from nupes_core.samples import Samples
+
+RUN_BATCH = 8
+"""Samples that run through a block at once."""
+
+
+@dataclass
+class Step:
+    """One block whose turn it is; its module holds the float weights, and after the turn has to hold the decoded ones.
+
+    Attributes:
+        unit: the block.
+        feed: inputs from the already quantized prefix.
+        target: output of the float block on float inputs [n, …].
+        inputs: quantizers of layer inputs, set by whoever quantizes the block.
+    """
+
+    unit: Unit
+    feed: Feed
+    target: torch.Tensor
+    inputs: Mapping[str, nn.Module] = field(default_factory=dict)
+
+
+class Walk(Protocol):
+    """Goes from block to block."""
+
+    def steps(self) -> Iterator[Step]:
+        """Yield the blocks in the order in which they run."""
+
+
+class ChainWalk:
+    """Blocks that pass one hidden state on: each runs once per stream, and only one is in memory."""
+
+    def __init__(self, source: BlockSource, chain: Chain, layers: Mapping[str, Mapping[str, Any]]) -> None:
+        """Prepare.
+
+        Args:
+            source: of the blocks' weights.
+            chain: order and inputs of the blocks.
+            layers: block -> paths of its layers to be quantized -> module; blocks without any only run.
+        """
+        self._source, self._chain, self._layers = source, chain, layers
+
+    def steps(self) -> Iterator[Step]:
+        """Yield the blocks that have layers to be quantized."""
+        hidden = self._chain.hidden
+        reference = hidden
+        for name, feed in zip(self._chain.names, self._chain.feeds, strict=True):
+            self._source.materialize(name)
+            unit = Unit(name, self._source.model.get_submodule(name), dict(self._layers.get(name, {})))
+            reference = run_block(unit.module, feed.with_input(reference))
+            step = Step(unit, feed.with_input(hidden), reference)
+            if unit.layers:
+                yield step
+            with quantized_inputs(unit.layers, step.inputs):
+                hidden = run_block(unit.module, step.feed)
+            self._source.release(name)
+
+
+class GraphWalk:
+    """Blocks of any module, in memory: inputs and targets are found by running the model up to the block."""
+
+    def __init__(self, model: nn.Module, units: Sequence[Unit], samples: Samples) -> None:
+        self._model, self._samples = model, samples
+        self._reference = copy.deepcopy(model)
+        self._units = {unit.name: unit for unit in units}
+
+    def steps(self) -> Iterator[Step]:
+        """Yield the units that are called exactly once, in the order in which they are called."""
+        with ExitStack() as stack:
+            for name in self._order():
+                unit = self._units[name]
+                feed = self._feed(name)
+                step = Step(unit, feed, self._target(name))
+                yield step
+                stack.enter_context(quantized_inputs(unit.layers, step.inputs))
+
+    @torch.no_grad()
+    def _order(self) -> list[str]:
+        called: list[str] = []
+        with ExitStack() as stack:
+            for name in self._units:
+                module = self._reference.get_submodule(name)
+                stack.callback(module.register_forward_pre_hook(lambda *_, name=name: called.append(name)).remove)
+            self._samples[:1].call(self._reference)
+        return [name for name in dict.fromkeys(called) if called.count(name) == 1]
+
+    def _feed(self, name: str) -> Feed:
+        calls: list[Call] = []
+
+        def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append(Call(args, kwargs, 0))
+            raise _Stop
+
+        hook = self._model.get_submodule(name).register_forward_pre_hook(record, with_kwargs=True)
+        counts = self._run(self._model, hook)
+        return Feed.gather([Call(call.args, call.kwargs, n) for call, n in zip(calls, counts, strict=True)])
+
+    def _target(self, name: str) -> torch.Tensor:
+        outputs: list[torch.Tensor] = []
+
+        def record(_: nn.Module, __: Any, output: Any) -> None:
+            outputs.append(output_tensor(output))
+            raise _Stop
+
+        self._run(self._reference, self._reference.get_submodule(name).register_forward_hook(record))
+        return torch.cat(outputs)
+
+    @torch.no_grad()
+    def _run(self, model: nn.Module, hook: Any) -> list[int]:
+        try:
+            return [self._run_batch(model, batch) for batch in self._samples.batches(RUN_BATCH * 8)]
+        finally:
+            hook.remove()
+
+    def _run_batch(self, model: nn.Module, batch: Samples) -> int:
+        try:
+            batch.call(model)
+        except _Stop:
+            return len(batch)
+        raise AssertionError("a unit that was called before is not called any more")
+
+
+class _Stop(Exception):  # noqa: N818 - no error
+    """What was wanted is recorded; the rest of the model need not run."""
+
+
+@torch.no_grad()
+def run_block(module: nn.Module, feed: Feed) -> torch.Tensor:
+    """Return the output of a block for all samples."""
+    parts = []
+    for start in range(0, feed.samples, RUN_BATCH):
+        args, kwargs = feed.batch(slice(start, min(start + RUN_BATCH, feed.samples)))
+        parts.append(output_tensor(module(*args, **kwargs)))
+    return torch.cat(parts)
