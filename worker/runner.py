@@ -41,12 +41,11 @@ _CALIBRATION_HINT = (
 
 _RUNS_THE_MODEL = frozenset({"calibrating", "evaluating"})
 
-_QUANTIZE_PHASES: Mapping[str, str] = {
-    "validating": "planning",
-    "calibrating": "calibrating",
-    "quantizing": "quantizing",
-}
+_QUANTIZE_PHASES: Mapping[str, str] = {"validating": "planning", "quantizing": "quantizing"}
 """Phases of `nupes_core.quantize` as the job shows them: it hashes its input and, last and not shown, its output."""
+
+_CALIBRATE_PHASES: Mapping[str, str] = {"calibrating": "calibrating", "quantizing": "quantizing"}
+"""With data: samples and loading belong to the first; the input is hashed after it, and the job never goes back."""
 
 
 def run(folder: JobFolder, emitter: Emitter) -> None:
@@ -98,10 +97,11 @@ def _quantize(folder: JobFolder, orders: Mapping[str, Any], config: Quantization
 @contextmanager
 def _calibrating(orders: Mapping[str, Any], emitter: Emitter) -> Iterator[tuple[ProgressCallback, Curves]]:
     """Where data goes through the model: curves are passed on, and what its files made fail is said to be so."""
-    report = _Reporter(emitter, _QUANTIZE_PHASES)
     if not orders["calibration"]:
-        yield report, Curves(emitter)
+        yield _Reporter(emitter, _QUANTIZE_PHASES), Curves(emitter)
         return
+    emitter.phase("calibrating")
+    report = _Reporter(emitter, _CALIBRATE_PHASES, shown="calibrating")
     with (
         Curves(emitter) as curves,
         _model_blamed(CalibrationError, "was run on calibration data", _CALIBRATION_HINT, report),

@@ -20,6 +20,7 @@ from app.settings import Settings
 from app.storage import BlobStore
 from nupes_client.schemas.jobs import JobCreate, JobSpec
 from nupes_client.schemas.plans import Plan, PlannedLayer
+from nupes_core.config import QuantizationConfig
 from nupes_core.errors import NoQuantizableLayersError, UnsupportedArchitectureError
 from nupes_core.plan import Plan as CorePlan
 from nupes_core.plan import plan_headers
@@ -67,6 +68,7 @@ def prepare(session: Session, settings: Settings, store: BlobStore, tenant_id: s
     check_texts(session, store, tenant_id, spec)
     headers = models.headers(model)
     config = quantization_config(spec)
+    _check_calibration(spec, config)
     plan = plan_headers(headers, model.config, config)
     _check_layers(plan)
     others = tuple(name for name in spec.formats if name != NATIVE)
@@ -111,6 +113,18 @@ def _check_architecture(spec: JobSpec, model: Model) -> None:
         raise UnsupportedArchitectureError(
             f"a model of type {model.model_type!r} can not write a text to calibrate on",
             hint='Give data in "calibration", or quantize from the weights alone: "optimize": {"mode": "data_free"}.',
+        )
+
+
+def _check_calibration(spec: JobSpec, config: QuantizationConfig) -> None:
+    """Refuse data that the method would leave unused, as the worker would."""
+    if spec.calibration is not None and not config.needs_calibration:
+        raise ValidationProblem(
+            f"nothing in this job is found on data: optimize.mode is {spec.optimize.mode!r} and no activation scale is "
+            "static",
+            code="calibration_unused",
+            pointer="/calibration",
+            hint="Use optimize mode data_driven or activations with static scales, or leave calibration out.",
         )
 
 

@@ -18,9 +18,10 @@ from app.db.tables import Artifact, IdempotencyKey, Job, JobEvent, JobLayer, Out
 from app.jobs import outcomes, repository, submission
 from app.jobs.transitions import record
 from app.plans.texts import HEAD_BYTES
+from app.plans.translate import quantization_config
 from app.settings import Settings
 from app.uploads import service as uploads
-from nupes_client.schemas.jobs import JobCreate, JobError
+from nupes_client.schemas.jobs import JobCreate, JobError, JobSpec
 from nupes_client.schemas.problems import JobErrorCode
 from nupes_core.header import TensorSpec
 from tests.app.api import Api, open_api
@@ -309,6 +310,14 @@ def test_tables_and_tensors_are_data_to_calibrate_on_and_no_text_to_evaluate_on(
     upload_id = add_text(lite, head)
     statuses = [lite.post("/v1/plans", json=lite.body(**wish(upload_id))).status_code for wish in PURPOSES.values()]
     assert dict(zip(PURPOSES, statuses, strict=True)) == {"evaluation": 422, "calibration": 200}
+
+
+def test_data_that_the_method_would_not_use_is_refused(lite: Api) -> None:
+    fields = {"activations": {"scaling": "dynamic", "smooth": True}, "calibration": {}}
+    config = quantization_config(JobSpec.model_validate(lite.body(**fields)))
+    assert (lite.post("/v1/plans", json=lite.body(**fields)).status_code == 200) == config.needs_calibration
+    for used in ({"activations": {"scaling": "static"}}, {"optimize": {"mode": "data_driven"}}):
+        assert lite.post("/v1/plans", json=lite.body(**{**fields, **used})).status_code == 200
 
 
 def test_what_is_no_language_model_writes_no_text_to_calibrate_on(lite: Api) -> None:
