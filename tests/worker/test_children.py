@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from app.settings import Settings
 from app.storage import open_store
-from nupes_core.config import QuantizationConfig
+from nupes_core.config import CalibrationConfig, QuantizationConfig
 from nupes_core.errors import UnsafeFileError
 from tests.hubserver import Hub, hub_server
 from tests.worker.factory import write_tiny_llama
@@ -228,6 +228,24 @@ def _context_too_long(_model: Path) -> dict[str, Any]:
     return _runner_orders(evaluation={"metrics": ["fidelity"], "context": 100_000, "max_tokens": 1000})
 
 
+_DATA_DRIVEN = QuantizationConfig(optimize="data_driven", calibration=CalibrationConfig(samples=8, length=16)).to_dict()
+
+
+def _too_little_data(model: Path) -> dict[str, Any]:
+    JobFolder(model.parent).calibration.write_text("a few words")
+    return _runner_orders(config=_DATA_DRIVEN, calibration={"kind": "upload", "sha256": "0" * 64, "column": "text"})
+
+
+def _small_vocabulary_to_calibrate(model: Path) -> dict[str, Any]:
+    orders = _small_vocabulary(model)
+    return {**orders, "evaluation": None, "config": _DATA_DRIVEN, "calibration": {"kind": "sampled"}}
+
+
+def _unknown_architecture_to_calibrate(model: Path) -> dict[str, Any]:
+    orders = _unknown_architecture(model)
+    return {**orders, "evaluation": None, "config": _DATA_DRIVEN, "calibration": {"kind": "sampled"}}
+
+
 @pytest.mark.parametrize(
     ("prepare", "code"),
     [
@@ -241,6 +259,9 @@ def _context_too_long(_model: Path) -> dict[str, Any]:
         (_small_vocabulary, "eval_failed"),
         (_odd_tokenizer, "eval_failed"),
         (_context_too_long, "eval_failed"),
+        (_too_little_data, "calibration_failed"),
+        (_small_vocabulary_to_calibrate, "calibration_failed"),
+        (_unknown_architecture_to_calibrate, "unsupported_architecture"),
     ],
 )
 def test_the_runner_says_why_it_can_not(

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ from sqlalchemy import select
 from app.core.clock import now
 from app.db.session import Database
 from app.db.tables import Artifact, Job, JobEvent, JobLayer, Worker
+from app.jobs.metrics import read_metrics
 from app.jobs.service import cancel
 from app.queue.outbox import deliver
 from app.settings import Settings
@@ -99,6 +101,12 @@ class Bench:
             statement = select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.seq)
             return list(session.scalars(statement))
 
+    def curves(self, job_id: str) -> dict[str, list[float | None]]:
+        """The values of each curve, by step."""
+        with self.database.read() as session:
+            found = read_metrics(session, job_id, [], 10_000).data
+        return {series.name: [point.value for point in series.points] for series in found}
+
     def workers(self) -> list[Worker]:
         with self.database.read() as session:
             return list(session.scalars(select(Worker)))
@@ -152,6 +160,51 @@ def test_a_job_is_claimed_within_half_a_second_quantized_measured_verified_and_p
     fractions = [event.data["fraction"] for event in bench.events(job_id) if event.type == "progress"]
     assert fractions == sorted(fractions)
     _assert_published(bench, job_id)
+
+
+def learn(bench: Bench, steps: int) -> dict[str, Any]:
+    """The wish of a job that learns codes on a text."""
+    text = add_text(bench.database, bench.settings, bench.tenant_id)
+    return {
+        "optimize": {"mode": "data_driven", "steps": steps},
+        "calibration": {"text": {"upload_id": text}, "samples": 16, "length": 32},
+        "activations": {"bits": 8},
+        "evaluation": None,
+    }
+
+
+def test_a_data_driven_job_learns_codes_on_the_text_and_shows_its_curves(bench: Bench) -> None:
+    with worker_process(bench.settings):
+        job_id = bench.submit(spec=learn(bench, steps=6))
+        job = wait_for_end(bench.database, job_id)
+    assert job.status == JobStatus.SUCCEEDED, (job.error, worker_log(bench.settings))
+    phases = [event.data["phase"] for event in bench.events(job_id) if event.type == "phase"]
+    assert phases == ["fetching", "validating", "calibrating", "quantizing", "packaging", "verifying", "publishing"]
+    fractions = [event.data["fraction"] for event in bench.events(job_id) if event.type == "progress"]
+    assert fractions == sorted(fractions)
+    curves = bench.curves(job_id)
+    for block in ("model.layers.0", "model.layers.1"):
+        assert len(curves[f"loss/{block}"]) == 6
+    with bench.database.read() as session:
+        layers = [row.data for row in session.scalars(select(JobLayer).where(JobLayer.job_id == job_id))]
+    learnt = [layer for layer in layers if layer["bits"] == 4]
+    assert len(learnt) == 14
+    assert {layer["activation_bits"] for layer in learnt} == {8}
+    assert sum(layer["codes_moved"] for layer in learnt) > 0
+
+
+def test_a_second_attempt_goes_on_behind_the_finished_block_and_has_each_point_once(embedded: Bench) -> None:
+    with worker_process(embedded.settings):
+        job_id = embedded.submit(spec=learn(embedded, steps=150))
+        wait_for(lambda: "loss/model.layers.0" in embedded.curves(job_id), 90, "first block")
+        embedded.wait_for_runner(job_id).kill()
+        wait_for(lambda: embedded.job(job_id).attempt == 2, 20, "second attempt")
+        before = embedded.curves(job_id)["loss/model.layers.0"]
+        job = wait_for_end(embedded.database, job_id)
+    assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 2), job.error
+    curves = embedded.curves(job_id)
+    assert curves["loss/model.layers.0"] == before
+    assert [len(curves[f"loss/model.layers.{block}"]) for block in range(2)] == [150, 150]
 
 
 def _assert_published(bench: Bench, job_id: str) -> None:
