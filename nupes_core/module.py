@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,16 +11,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from nupes_core.config import QuantizationConfig, WeightConfig
-from nupes_core.errors import InvalidConfigError, NoQuantizableLayersError, NumericsError
+from nupes_core.activations import ActivationQuantizer, dynamic_quantizer, observe, token_dims
+from nupes_core.batchnorm import fold_batch_norms
+from nupes_core.checkpoint import SAFETENSORS_DTYPES
+from nupes_core.config import ActivationConfig, LayerOverride, QuantizationConfig, WeightConfig
+from nupes_core.errors import CalibrationError, InvalidConfigError, NoQuantizableLayersError, NumericsError
 from nupes_core.globalexponent import Matrix, global_exponent
 from nupes_core.header import TensorInfo
-from nupes_core.layers import REPLACEMENTS, SAFETENSORS_DTYPES, QuantizedConv1D
+from nupes_core.inference import run_samples
+from nupes_core.layers import REPLACEMENTS, QuantizedConv1D
 from nupes_core.quality import weight_error
 from nupes_core.report import LayerReport, Progress, ProgressCallback, Report
+from nupes_core.samples import Samples
 from nupes_core.selection import ModelFacts, layer_config, matrix_view, module_name
 from nupes_core.storage import resolve_format, weight_nbytes
 from nupes_core.weight import QuantizedWeight, quantize_weight
+
+EDGE_BITS = 8
+"""Bits of the first and the last layer of convolution nets (method §4): small, and more sensitive than the others."""
+
+EXAMPLE = 8
+"""Samples that folded batch norms are checked on."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,7 @@ class _Layer:
     name: str
     module: Any
     config: WeightConfig
+    activation: ActivationConfig | None = None
 
     @property
     def matrix(self) -> torch.Tensor:
@@ -41,47 +54,91 @@ def quantize_model(
     model: nn.Module,
     config: QuantizationConfig,
     *,
-    calibration: object | None = None,
+    calibration: Samples | torch.Tensor | None = None,
     progress: ProgressCallback | None = None,
+    edge_bits: int | None = EDGE_BITS,
 ) -> Report:
     """Replace `nn.Linear`, GPT-2's `Conv1D` and `nn.Conv2d` (as rows [out, in·k·k]) by quantized modules, in place.
 
     A layer keeps its dtype and device. Tied weights, subclasses of these modules and bare parameters (fused experts)
-    are left alone and reported; `nupes_core.quantize` covers the latter on files.
+    are left alone and reported; `nupes_core.quantize` covers the latter on files. Batch norms are folded first.
 
     Args:
-        model: any module; nothing is run.
-        config: settings; `layers` selects by module name.
-        calibration: must be None for `data_free`.
+        model: any module; it is run on calibration data only.
+        config: settings; `layers` selects by module name. Convolutions take `weights.group_size` as it is; -1 gives
+            each output channel one scale, as integer kernels want it.
+        calibration: inputs of the model (a tensor: its first argument). Static scales of activations need it, dynamic
+            ones are better with it, and so are models with batch norms that cannot be traced.
         progress: called after each layer.
+        edge_bits: least bits of the first and the last layer of a convolution net (in the order of its modules), and of
+            their inputs where those are quantized; an override that matches the layer wins. None treats all alike.
 
     Returns:
         A report with one entry for each parameter of two or more dimensions, in the order of the model.
 
     Raises:
-        InvalidConfigError: calibration data for a data-free run.
+        InvalidConfigError: calibration data that nothing in this configuration uses.
+        CalibrationError: static activations without data, or a layer that the data does not reach.
         NoQuantizableLayersError: the selection leaves nothing; the model is unchanged.
         NumericsError: a weight holds NaN or an infinity; layers before it are quantized already.
     """
-    if calibration is not None:
-        raise InvalidConfigError(
-            "calibration data was given, and optimize is 'data_free'", hint="Pass calibration=None."
-        )
+    samples = _samples(model, config, calibration)
     started = time.perf_counter()
+    config = _with_edges(model, config, edge_bits)
     selected = {name: _select(model, name, parameter, config) for name, parameter in _parameters(model)}
     layers = {name: choice for name, choice in selected.items() if isinstance(choice, _Layer)}
     if not layers:
         raise NoQuantizableLayersError(
             f"{type(model).__name__} has no layer that the selection leaves in", hint="Loosen layers.exclude."
         )
+    fold_batch_norms(model, None if samples is None else samples[:EXAMPLE])
+    inputs = _input_quantizers(model, list(layers.values()), samples)
     shared = global_exponent([_to_sample(layer) for layer in layers.values()], config.weights)
     skipped = {name: _skipped(model, name, str(reason)) for name, reason in selected.items() if name not in layers}
     done: dict[str, LayerReport] = {}
     for name, layer in layers.items():
-        done[name] = _quantize(model, layer, shared)
+        done[name] = _replace(model, layer, _data_free(layer, shared), inputs.get(layer.name))
         (progress or (lambda _: None))(Progress("quantizing", len(done), len(layers), "layers", layer.name))
     reports = tuple((done | skipped)[name] for name in selected)
     return _report(model, reports, time.perf_counter() - started)
+
+
+def _samples(model: nn.Module, config: QuantizationConfig, calibration: object) -> Samples | None:
+    if calibration is None:
+        if config.needs_calibration:
+            raise CalibrationError("this configuration needs calibration data", hint="Pass calibration=inputs.")
+        return None
+    has_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if not (config.needs_calibration or config.activations or has_norms):
+        raise InvalidConfigError(
+            "calibration data was given, and optimize is 'data_free'", hint="Pass calibration=None."
+        )
+    return calibration if isinstance(calibration, Samples) else Samples({"": torch.as_tensor(calibration)})
+
+
+def _with_edges(model: nn.Module, config: QuantizationConfig, bits: int | None) -> QuantizationConfig:
+    """Give the first and the last layer of a convolution net more bits, where no override of the user wins."""
+    found = [(name, module) for name, module in model.named_modules() if type(module) in REPLACEMENTS]
+    convolutions = sum(isinstance(module, nn.Conv2d) for _, module in found)
+    if bits is None or 2 * convolutions < len(found) or not found:
+        return config
+    edges = tuple(LayerOverride(f"^{re.escape(found[i][0])}$", bits=max(bits, config.weights.bits)) for i in (0, -1))
+    return replace(config, layers=replace(config.layers, overrides=edges + config.layers.overrides))
+
+
+def _input_quantizers(
+    model: nn.Module, layers: list[_Layer], samples: Samples | None
+) -> dict[str, ActivationQuantizer]:
+    """Return the quantizer of each layer's input, fitted to the data where there is some."""
+    coded = {layer.name: layer for layer in layers if layer.activation is not None}
+    if samples is None or not coded:
+        return {
+            name: dynamic_quantizer(layer.activation, token_dims=token_dims(layer.module))
+            for name, layer in coded.items()
+            if layer.activation
+        }
+    observers = observe({name: layer.module for name, layer in coded.items()}, lambda: run_samples(model, samples))
+    return {name: observers[name].fit(layer.activation) for name, layer in coded.items() if layer.activation}
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -105,7 +162,14 @@ def _select(model: nn.Module, name: str, parameter: nn.Parameter, config: Quanti
     rows, cols = _Layer(module_path, module, weight_config).matrix.shape
     if weight_nbytes(resolve_format(rows, cols, weight_config)) >= parameter.nbytes:
         return f"would not become smaller than {parameter.nbytes} bytes with these settings"
-    return _Layer(module_path, module, weight_config)
+    return _Layer(module_path, module, weight_config, _activation(weight_config, config))
+
+
+def _activation(weights: WeightConfig, config: QuantizationConfig) -> ActivationConfig | None:
+    """Return how the input of a layer is coded: with no fewer bits where its weights got more than the others."""
+    if config.activations is None or weights.bits <= config.weights.bits:
+        return config.activations
+    return replace(config.activations, bits=max(weights.bits, config.activations.bits))
 
 
 def _refused_by_name(model: nn.Module, name: str, parameter: nn.Parameter, config: QuantizationConfig) -> str | None:
@@ -123,14 +187,20 @@ def _to_sample(layer: _Layer) -> Matrix:
     return Matrix(layer.name, rows, cols, lambda: layer.matrix)
 
 
-def _quantize(model: nn.Module, layer: _Layer, shared_exponent: float | None) -> LayerReport:
-    matrix = layer.matrix
+def _data_free(layer: _Layer, shared_exponent: float | None) -> QuantizedWeight:
     try:
-        weight = quantize_weight(matrix, layer.config, shared_exponent=shared_exponent)
+        return quantize_weight(layer.matrix, layer.config, shared_exponent=shared_exponent)
     except NumericsError as error:
         raise NumericsError(f"{layer.name}: {error.message}", hint=error.hint) from error
+
+
+def _replace(
+    model: nn.Module, layer: _Layer, weight: QuantizedWeight, input_quantizer: ActivationQuantizer | None
+) -> LayerReport:
+    matrix = layer.matrix
     quantized = REPLACEMENTS[type(layer.module)](weight.format, matrix.dtype, layer.module)
     quantized.quantized = weight
+    quantized.input_quantizer = None if input_quantizer is None else input_quantizer.to(matrix.device)
     report = _layer_report(layer, weight)
     model.set_submodule(layer.name, quantized)
     return report
@@ -152,6 +222,7 @@ def _layer_report(layer: _Layer, weight: QuantizedWeight) -> LayerReport:
         mse=error.mse,
         sqnr_db=error.sqnr_db,
         cosine=error.cosine,
+        activation_bits=layer.activation.bits if layer.activation else None,
     )
 
 

@@ -56,7 +56,7 @@ class CodeGrid:
         if self.a is None:
             return torch.clamp(y.round(), -zero, self.steps - zero) * unit
         table = self.magnitude(torch.arange(self.steps + 1, device=x.device))
-        k = torch.bucketize(y.abs(), (table[1:] + table[:-1]) / 2)
+        k = torch.bucketize(y.abs().contiguous(), (table[1:] + table[:-1]) / 2)
         side = torch.where(y < 0, zero, self.steps - zero).long()
         return y.sign() * table[torch.minimum(k, side)] * unit
 

@@ -1,0 +1,38 @@
+"""Running a model as it is meant to be used, and leaving it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from nupes_core.samples import Samples
+
+BATCH = 32
+"""Samples that are run at once."""
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode without gradients; afterwards each module is in the mode it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def run_samples(model: nn.Module, samples: Samples, batch: int = BATCH) -> list[object]:
+    """Return what the model gives for each batch of samples, on the device of the model."""
+    parameter = next(model.parameters(), torch.empty(0))
+    outputs: list[object] = []
+    with inference(model):
+        for part in samples.batches(batch):
+            moved = {name: tensor.to(parameter.device) for name, tensor in part.inputs.items()}
+            outputs.append(Samples(moved).call(model))
+    return outputs
