@@ -41,7 +41,7 @@ SeriesName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME)
 Cursor = Annotated[int | None, Query(ge=0, lt=1 << 63, description="`next_cursor` of the page before.")]
 
 
-@router.post("", status_code=202, responses=problems(409, 507))
+@router.post("", status_code=202, responses=problems(409, 502, 507))
 def create_job(
     body: JobCreate,
     principal: JobsWrite,
@@ -55,7 +55,7 @@ def create_job(
     return _accepted(submitted, context, background, response)
 
 
-@router.post("/{job_id}/retry", status_code=202, responses=problems(409, 507))
+@router.post("/{job_id}/retry", status_code=202, responses=problems(409, 502, 507))
 def retry_job(
     job_id: str,
     principal: JobsWrite,

@@ -14,6 +14,7 @@ from app.db.session import Database
 from app.db.tables import Job
 from app.jobs import service, transitions
 from app.jobs.idempotency import Once, once
+from app.plans.datasets import pin_dataset
 from app.plans.service import Prepared, prepare
 from app.settings import Settings
 from app.storage import BlobStore
@@ -79,6 +80,7 @@ def _submit(
         if attempt.resource_id is not None:
             with context.database.read() as session:
                 return Submitted(service.get(session, tenant_id, attempt.resource_id), replayed=True)
+        body = pin_dataset(context.settings, body)
         with context.database.read() as session:
             prepared = prepare(session, context.settings, context.store, tenant_id, body)
         return Submitted(_write(context, tenant_id, body, prepared, attempt), replayed=False)

@@ -30,6 +30,8 @@ OPTIONS: dict[tuple[str | int, ...], str] = {
     ("optimize", "batch_size"): "--batch-size",
     ("calibration",): "--calibration",
     ("calibration", "dataset"): "--calibration-dataset",
+    ("calibration", "dataset", "repo_id"): "--calibration-dataset",
+    ("calibration", "dataset", "revision"): "--calibration-dataset",
     ("calibration", "column"): "--calibration-column",
     ("calibration", "dataset", "column"): "--calibration-column",
     ("calibration", "samples"): "--calibration-samples",

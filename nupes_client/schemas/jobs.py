@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from nupes_client.schemas.base import Label, LabelValue, Request, Response, Timestamp
+from nupes_client.schemas.models import RepoId
 from nupes_client.schemas.problems import JobErrorCode
 
 
@@ -179,8 +180,10 @@ class TextRef(Request):
 class DatasetRef(Request):
     """A file of a hub data set: text, JSONL, JSON, CSV or Parquet."""
 
-    repo_id: str = Field(min_length=1, max_length=200)
-    revision: str = Field("main", min_length=1, max_length=200)
+    repo_id: RepoId
+    revision: str = Field(
+        "main", min_length=1, max_length=200, description="Replaced by its commit when the job is made."
+    )
     file: str | None = Field(None, max_length=500, description="Path in the repository; None: the only fitting one.")
     column: str = Field("text", min_length=1, max_length=200, description="Field that holds the text.")
 

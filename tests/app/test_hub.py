@@ -183,3 +183,72 @@ def test_a_service_can_do_without_a_hub(settings: Settings, make_key: Callable[.
         problem(register(client), 403, "hub_disabled")
         assert client.get("/v1/capabilities").json()["hub"] is False
     assert hub.requests == []
+
+
+DATASET = "somebody/words"
+
+
+def calibrated_on(client: TestClient, hub: Hub, **dataset: Any) -> Callable[[str], Any]:
+    """Ask for a job on this data set."""
+    hub.add(REPO, folder())
+    model_id = register(client).json()["id"]
+    calibration = {"dataset": {"repo_id": DATASET, **dataset}}
+    body = {"model": {"id": model_id}, "optimize": {"mode": "data_driven"}, "calibration": calibration}
+    return lambda path: client.post(path, json=body)
+
+
+@pytest.mark.parametrize("path", ["/v1/plans", "/v1/jobs"])
+def test_a_data_set_is_pinned_to_its_commit(client: TestClient, hub: Hub, path: str) -> None:
+    repository = hub.add(f"datasets/{DATASET}", {"train.jsonl": b"{}"}, branches=("main", "v1"))
+    answer = calibrated_on(client, hub, revision="v1", file="train.jsonl", column="body")(path).json()
+    assert answer["config"]["calibration"]["dataset"] == {
+        "repo_id": DATASET,
+        "revision": repository.commit,
+        "file": "train.jsonl",
+        "column": "body",
+    }
+    asked = len(hub.requests)
+    again = client.post(path, json=answer["config"]).json()
+    assert again["config"] == answer["config"]
+    assert len(hub.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("repository", "dataset", "code", "place"),
+    [
+        (None, {}, "dataset_not_found", "repo_id"),
+        ({}, {"revision": "nope"}, "dataset_not_found", "revision"),
+        ({}, {"file": "test.csv"}, "file_not_found", "file"),
+        ({}, {"repo_id": "a/b/c"}, "string_pattern_mismatch", "repo_id"),
+    ],
+)
+def test_a_data_set_that_can_not_be_read_is_refused_before_any_work(
+    client: TestClient, hub: Hub, repository: dict[str, Any] | None, dataset: dict[str, str], code: str, place: str
+) -> None:
+    if repository is not None:
+        hub.add(f"datasets/{DATASET}", {"train.jsonl": b"{}"}, **repository)
+    submit = calibrated_on(client, hub, **dataset)
+    for path in ("/v1/plans", "/v1/jobs"):
+        response = submit(path)
+        assert response.status_code == 422, response.text
+        errors = [(error["code"], error["pointer"]) for error in response.json()["errors"]]
+        assert errors == [(code, f"/calibration/dataset/{place}")]
+    assert client.get("/v1/jobs").json()["data"] == []
+
+
+def test_a_hub_that_is_away_makes_no_job_and_says_what_to_do(client: TestClient, hub: Hub) -> None:
+    submit = calibrated_on(client, hub)
+    hub.status = 418
+    refused = problem(submit("/v1/jobs"), 502, "download_failed")
+    assert refused.retryable
+
+
+def test_a_service_without_a_hub_takes_no_data_set(
+    make_settings: Callable[..., Settings], database_url: str, make_key: Callable[..., str]
+) -> None:
+    secret = make_key()
+    app = create_app(make_settings(database_url=database_url, hub=False))
+    with TestClient(app, headers={"Authorization": f"Bearer {secret}"}) as client:
+        body = {"model": {"id": "mdl_x"}, "optimize": {"mode": "data_driven"}}
+        response = client.post("/v1/jobs", json={**body, "calibration": {"dataset": {"repo_id": DATASET}}})
+    problem(response, 403, "hub_disabled")
