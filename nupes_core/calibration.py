@@ -36,7 +36,8 @@ CHARACTERS_PER_TOKEN = 16
 
 LEAST_CHARACTERS = 1 << 16
 MOST_CHARACTERS = 1 << 25
-"""Tokenized at once, about a gigabyte of memory."""
+PIECE_CHARACTERS = 1 << 20
+"""Tokenized at once: tokenizers take some 170 bytes a character."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ def read_samples(
 ) -> Samples:
     """Make calibration samples for the model of a folder.
 
-    Language models read windows of `config.length` tokens: the texts are joined, tokenized as a whole (BOS in front
-    where the tokenizer puts one) and cut; `config.samples` windows are spread evenly over what was read. Encoders read
-    records (the lines of a plain text), cut to `config.length` tokens and padded to the longest, with an attention
-    mask. Other models are fed with tensors. Of a long file only the beginning is read: 16 characters for each token
-    that is needed, `MOST_CHARACTERS` at most.
+    Language models read windows of `config.length` tokens: the texts are joined, tokenized (in pieces of a million
+    characters, BOS in front of the first where the tokenizer puts one) and cut; `config.samples` windows are spread
+    evenly over what was read. Encoders read records (the lines of a plain text), cut to `config.length` tokens and
+    padded to the longest, with an attention mask. Other models are fed with tensors. Of a long file only the beginning
+    is read: 16 characters for each token that is needed, `MOST_CHARACTERS` at most.
 
     Args:
         folder: the float model's, with its tokenizer where texts are given.
@@ -138,7 +139,7 @@ def _windows(
 ) -> Samples:
     check_length(config.length, form)
     texts = _read(source, tokenizer, config, per_text=None)
-    tokens = _tokenized(lambda: encode_text(tokenizer, texts.joined()))
+    tokens = _tokenized(lambda: encode_text(tokenizer, *texts.joined(PIECE_CHARACTERS)))
     windows = token_windows(tokens, config)
     check_vocabulary(windows, form)
     return Samples({TOKENS: windows})

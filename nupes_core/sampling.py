@@ -18,11 +18,14 @@ def beginning_of_text(tokenizer: Any) -> int | None:
     return bos if bos is not None and ids[:1] == [bos] else None
 
 
-def encode_text(tokenizer: Any, content: str) -> torch.Tensor:
-    """Tokenize a text as a whole, BOS in front where the tokenizer puts one; int64 [n]."""
-    ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
+def encode_text(tokenizer: Any, *pieces: str) -> torch.Tensor:
+    """Tokenize a text piece by piece, BOS in front of the first where the tokenizer puts one; int64 [n]."""
     bos = beginning_of_text(tokenizer)
-    return torch.tensor(ids if bos is None else [bos, *ids], dtype=torch.int64)
+    parts = [torch.tensor([] if bos is None else [bos], dtype=torch.int64)]
+    for piece in pieces:
+        ids = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        parts.append(torch.tensor(ids, dtype=torch.int64))
+    return torch.cat(parts)
 
 
 @torch.inference_mode()

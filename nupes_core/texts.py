@@ -49,9 +49,17 @@ class Texts:
     texts: tuple[str, ...]
     separator: str
 
-    def joined(self) -> str:
-        """Return all of them as one."""
-        return self.separator.join(self.texts)
+    def joined(self, characters: int) -> Iterator[str]:
+        """Yield them as one text, in pieces of whole texts that hold this many characters or a text more."""
+        piece, held = [], 0
+        for text in self.texts:
+            piece.append(text)
+            held += len(text)
+            if held >= characters:
+                yield self.separator.join([*piece, ""])
+                piece, held = [], 0
+        if piece:
+            yield self.separator.join(piece)
 
 
 RECORD_SEPARATOR = "\n\n"
@@ -107,7 +115,7 @@ def read_texts(path: Path, column: str, *, characters: int, per_text: int | None
     Args:
         path: the file.
         column: the field that holds the text; `messages` (a conversation) is taken where it is missing.
-        characters: stop after these.
+        characters: stop after these, within a text too.
         per_text: keep no more characters of each text.
         render: makes a text of a conversation.
 
@@ -119,7 +127,7 @@ def read_texts(path: Path, column: str, *, characters: int, per_text: int | None
         raise bad(path, "it holds tensors, not texts")
     texts, read = [], 0
     for record in _READERS[kind](path, column):
-        text = _text(path, record, column, render)[:per_text]
+        text = well_formed(_text(path, record, column, render)[: min(per_text or characters, characters - read)])
         if text.strip() or kind == "text":
             texts.append(text)
             read += len(text)
@@ -153,9 +161,9 @@ def _text(path: Path, record: Record, column: str, render: Render) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return well_formed(value)
+        return value
     if isinstance(value, list) and value and all(isinstance(message, dict) for message in value):
-        return well_formed(render([_message(path, record, message) for message in value]))
+        return render([_message(path, record, message) for message in value])
     problem = f"{record.where} holds {_NAMES.get(type(value), 'something else')}, not text"
     raise bad(path, problem, "Name the field that holds the text as `column`.")
 
@@ -196,7 +204,7 @@ def given_texts(texts: Sequence[str], *, characters: int, per_text: int | None =
         if not isinstance(text, str):
             raise CalibrationError(f"calibration text {index} is {type(text).__name__}, not str")
         if text.strip() and read < characters:
-            kept.append(well_formed(text[:per_text]))
+            kept.append(well_formed(text[: min(per_text or characters, characters - read)]))
             read += len(kept[-1])
     if not kept:
         raise CalibrationError(f"{len(texts)} calibration texts hold no text", hint="Give some thousand words.")

@@ -247,6 +247,20 @@ def test_only_the_beginning_of_a_long_file_is_read(
     assert len(read_samples(llama, path, SMALL, seed=0)) == 8
 
 
+def test_a_long_text_is_tokenized_in_pieces_without_losing_anything(
+    llama: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CalibrationConfig(samples=1, length=512)
+    whole = read_samples(llama, ROWS, config, seed=0).inputs["input_ids"][0].tolist()
+    monkeypatch.setattr(calibration, "PIECE_CHARACTERS", 200)
+    pieces = read_samples(llama, ROWS, config, seed=0).inputs["input_ids"][0].tolist()
+    tokenizer = load_tokenizer(llama.path)
+    text = tokenizer.decode(pieces)
+    assert len(text) > 1000
+    assert "\n\n".join(ROWS).startswith(text)
+    assert tokenizer.decode(whole)[:1000] == text[:1000]
+
+
 def test_halves_of_surrogate_pairs_do_not_reach_the_tokenizer(llama: ModelFolder, tmp_path: Path) -> None:
     path = tmp_path / "calibration"
     path.write_text("\n".join('{"text": "lamp \\ud800 and light, lamp and light, lamp and light"}' for _ in range(20)))
@@ -362,6 +376,14 @@ def test_a_row_group_that_unpacks_to_too_much_is_refused(
     assert "at most 100000 are read" in _message(llama, path)
 
 
+def test_rows_that_unpack_to_much_are_cut_before_anything_is_done_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "calibration"
+    pq.write_table(pa.table({"text": ["lamp " * 1_000_000] * 20}), path, compression="zstd")
+    assert path.stat().st_size < 100_000
+    texts = read_texts(path, "text", characters=12_000, render=str)
+    assert sum(map(len, texts.texts)) == 12_000
+
+
 def test_a_file_of_nothing_but_strings_is_needed_for_texts(llama: ModelFolder) -> None:
     assert "calibration text 1 is int, not str" in _message(llama, ["a", 1])
     assert "0 calibration texts hold no text" in _message(llama, [])
@@ -427,7 +449,7 @@ def _only_typed(form: ModelInputs, path: Path) -> None:
             read_tensors(path, form, SMALL)
         else:
             texts = read_texts(path, "text", characters=1000, render=str)
-            assert texts.joined().strip()
+            assert "".join(texts.joined(100)).strip()
 
 
 # --- encoders --------------------------------------------------------------------------------------------------------
