@@ -273,8 +273,8 @@ def run(method: str, folder: Path, tokens: torch.Tensor, bits: int, group: int, 
         tensors[f"{name}.weight"] = decode(weights[name], scale.detach(), zero, bits).contiguous()
         sizes[name] = stored_bits(weights[name], bits, scale.numel(), zero is None)
     tensors |= _changed(before, model, set(qparams))
-    save_file(tensors, out)
     out.with_suffix(".json").write_text(json.dumps({**notes, "stored_bits": sizes}, indent=1))
+    save_file(tensors, out)
 
 
 def _changed(before: dict[str, torch.Tensor], model: torch.nn.Module, layers: set[str]) -> dict[str, torch.Tensor]:
