@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from nupes_core.inference import run_samples
+from nupes_core.inference import output_tensors, run_samples
 from nupes_core.samples import Samples
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -146,15 +146,7 @@ def _fold_checked(model: nn.Module, pair: _Pair, run: Callable[[], list[torch.Te
 
 
 def _runner(model: nn.Module, example: Samples) -> Callable[[], list[torch.Tensor]]:
-    return lambda: list(_tensors(run_samples(model, example)))
-
-
-def _tensors(output: object) -> Iterator[torch.Tensor]:
-    if isinstance(output, torch.Tensor):
-        yield output
-    elif isinstance(output, Mapping | list | tuple):
-        for part in output.values() if isinstance(output, Mapping) else output:
-            yield from _tensors(part)
+    return lambda: list(output_tensors(run_samples(model, example)))
 
 
 def _same(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:

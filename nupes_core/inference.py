@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -25,6 +25,15 @@ def inference(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def output_tensors(output: object) -> Iterator[torch.Tensor]:
+    """Yield the tensors of what a model gave, a tensor itself or within mappings and sequences."""
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, Mapping | list | tuple):
+        for part in output.values() if isinstance(output, Mapping) else output:
+            yield from output_tensors(part)
 
 
 def run_samples(model: nn.Module, samples: Samples, batch: int = BATCH) -> list[object]:

@@ -18,20 +18,21 @@ from nupes_core.config import ActivationConfig, LayerOverride, QuantizationConfi
 from nupes_core.errors import CalibrationError, InvalidConfigError, NoQuantizableLayersError, NumericsError
 from nupes_core.globalexponent import Matrix, global_exponent
 from nupes_core.header import TensorInfo
-from nupes_core.inference import run_samples
+from nupes_core.inference import output_tensors, run_samples
 from nupes_core.layers import REPLACEMENTS, QuantizedConv1D
 from nupes_core.quality import weight_error
 from nupes_core.report import LayerReport, Progress, ProgressCallback, Report
 from nupes_core.samples import Samples
 from nupes_core.selection import ModelFacts, layer_config, matrix_view, module_name
+from nupes_core.smoothing import smooth_block
 from nupes_core.storage import resolve_format, weight_nbytes
 from nupes_core.weight import QuantizedWeight, quantize_weight
 
 EDGE_BITS = 8
 """Bits of the first and the last layer of convolution nets (method §4): small, and more sensitive than the others."""
 
-EXAMPLE = 8
-"""Samples that folded batch norms are checked on."""
+EXAMPLE, SMOOTHED = 8, 32
+"""Samples that folded batch norms are checked on, and that outlier channels are looked for in."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def quantize_model(
     """Replace `nn.Linear`, GPT-2's `Conv1D` and `nn.Conv2d` (as rows [out, in·k·k]) by quantized modules, in place.
 
     A layer keeps its dtype and device. Tied weights, subclasses of these modules and bare parameters (fused experts)
-    are left alone and reported; `nupes_core.quantize` covers the latter on files. Batch norms are folded first.
+    are left alone and reported; `nupes_core.quantize` covers the latter on files. Batch norms are folded first; outlier
+    channels of norms are moved into the layers they feed where `activations.smooth` and data allow it.
 
     Args:
         model: any module; it is run on calibration data only.
@@ -92,6 +94,7 @@ def quantize_model(
             f"{type(model).__name__} has no layer that the selection leaves in", hint="Loosen layers.exclude."
         )
     fold_batch_norms(model, None if samples is None else samples[:EXAMPLE])
+    _smooth(model, list(layers.values()), samples, config)
     inputs = _input_quantizers(model, list(layers.values()), samples)
     shared = global_exponent([_to_sample(layer) for layer in layers.values()], config.weights)
     skipped = {name: _skipped(model, name, str(reason)) for name, reason in selected.items() if name not in layers}
@@ -124,6 +127,17 @@ def _with_edges(model: nn.Module, config: QuantizationConfig, bits: int | None) 
         return config
     edges = tuple(LayerOverride(f"^{re.escape(found[i][0])}$", bits=max(bits, config.weights.bits)) for i in (0, -1))
     return replace(config, layers=replace(config.layers, overrides=edges + config.layers.overrides))
+
+
+def _smooth(model: nn.Module, layers: list[_Layer], samples: Samples | None, config: QuantizationConfig) -> None:
+    if samples is None or config.activations is None:
+        return
+
+    def run() -> torch.Tensor:
+        found = output_tensors(run_samples(model, samples[:SMOOTHED]))
+        return torch.cat([tensor.flatten() for tensor in found if tensor.is_floating_point()])
+
+    smooth_block(model, run, {layer.name: layer.module for layer in layers}, config)
 
 
 def _input_quantizers(

@@ -22,11 +22,19 @@ KINDS: tuple[Kind, ...] = ("unsigned", "signed", "offset")
 SCALE_UNITS = 1024
 """Stored log2 scales count 1/1024 octaves: int16 reaches 2^±32, and rounding moves a scale by 0.03 % at most."""
 
-KEPT_RANGE = {2: 0.55, 3: 0.7, 4: 0.85, 5: 0.95}
-"""Share of a token's range that is kept when it is coded without data; all of it with 6 bits and more."""
+KEPT_RANGE = {2: 0.6, 3: 0.8, 4: 0.9, 5: 0.95}
+"""Share of a token's range that is kept when it is coded without data; all of it with 6 bits and more.
 
-POWER_EXPONENT = {2: 0.8, 3: 0.75, 4: 0.7, 5: 0.7, 6: 0.65, 7: 0.65, 8: 0.65}
-"""Exponents of the power grid without data."""
+Measured as the error of layer outputs on two language models and a convolution net: at 4 bits 0.9 is 8 to 17 % better
+than 1, at 3 bits 0.8 is 23 to 35 %; both optima are flat.
+"""
+
+POWER_EXPONENT = {2: 0.9, 3: 0.7, 4: 0.7, 5: 0.7, 6: 0.7, 7: 0.65, 8: 0.65}
+"""Exponents of the power grid without data.
+
+Measured likewise: they lower the error of layer outputs against the uniform grid by 33 to 52 % at 8 bits, 25 to 30 % at
+4 and next to nothing at 2, and differ by 3 % at most from the best one of each model.
+"""
 
 
 class ActivationQuantizer(nn.Module):
