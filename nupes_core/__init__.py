@@ -6,24 +6,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nupes_core.config import ExponentConfig, LayerOverride, LayerSelection, QuantizationConfig, WeightConfig
+    from nupes_core.calibration import CalibrationFile
+    from nupes_core.config import (
+        ActivationConfig,
+        CalibrationConfig,
+        ExponentConfig,
+        LayerOverride,
+        LayerSelection,
+        QuantizationConfig,
+        TrainingConfig,
+        WeightConfig,
+    )
     from nupes_core.evaluation import Evaluation, evaluate
     from nupes_core.loading import load
     from nupes_core.module import quantize_model
     from nupes_core.pipeline import quantize
-    from nupes_core.report import LayerReport, Progress, Report
+    from nupes_core.report import LayerReport, Metric, Progress, Report
+    from nupes_core.samples import Samples
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "ActivationConfig": "config",
+    "CalibrationConfig": "config",
+    "CalibrationFile": "calibration",
     "Evaluation": "evaluation",
     "ExponentConfig": "config",
     "LayerOverride": "config",
     "LayerReport": "report",
     "LayerSelection": "config",
+    "Metric": "report",
     "Progress": "report",
     "QuantizationConfig": "config",
     "Report": "report",
+    "Samples": "samples",
+    "TrainingConfig": "config",
     "WeightConfig": "config",
     "evaluate": "evaluation",
     "load": "loading",
@@ -32,14 +49,20 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "ActivationConfig",
+    "CalibrationConfig",
+    "CalibrationFile",
     "Evaluation",
     "ExponentConfig",
     "LayerOverride",
     "LayerReport",
     "LayerSelection",
+    "Metric",
     "Progress",
     "QuantizationConfig",
     "Report",
+    "Samples",
+    "TrainingConfig",
     "WeightConfig",
     "evaluate",
     "load",

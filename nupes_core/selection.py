@@ -31,6 +31,7 @@ _INPUT_SIDE = re.compile(r"(gate_up_proj|gate_proj|up_proj|input_linear|w1|w3|wi
 _OUTPUT_SIDE = re.compile(r"(down_proj|output_linear|w2|wo)(\.weight)?$")
 _EMBEDDING = re.compile(r"(^|_)emb|^(wte|wpe|shared|relative_attention_bias)$", re.IGNORECASE)
 _NUMBERED_EXPERT = re.compile(r"experts?\.\d+\.")
+_NUMBER = re.compile(r"\.\d+\.")
 _ROUTER = re.compile(r"(^|\.)(gate|router|wg|shared_expert_gate)(\.layer)?\.weight$")
 _HEAD = re.compile(r"head|out|decoder|classifier|score|predictions", re.IGNORECASE)
 
@@ -163,7 +164,8 @@ def _embedding(info: TensorInfo, facts: ModelFacts, selection: LayerSelection) -
     if selection.embeddings or len(info.shape) != 2:
         return None
     own_name = _own_name(info.name)
-    table = info.shape[0] in facts.table_sizes and info.shape[1] in facts.hidden_sizes
+    # in a numbered block a layer as wide as the longest position (8192 in SmolLM2) is no table
+    table = info.shape[0] in facts.table_sizes and info.shape[1] in facts.hidden_sizes and not _NUMBER.search(info.name)
     unlikely_head = info.shape[0] not in facts.hidden_sizes and not _HEAD.search(own_name)
     if _EMBEDDING.search(own_name) or (table and unlikely_head):
         return "embedding table (layers.embeddings quantizes it)"

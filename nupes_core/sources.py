@@ -31,6 +31,10 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._owners
 
+    def names(self) -> list[str]:
+        """Return the names of all tensors."""
+        return list(self._owners)
+
     def info(self, name: str) -> TensorInfo:
         """Return position, shape and dtype of a tensor."""
         return self._owners[name][1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from nupes_core.loading import load, resolve_model_class
 from nupes_core.modelfolder import ModelFolder
+from nupes_core.renaming import model_names
 from nupes_core.skeleton import build_config
 from nupes_core.sources import Checkpoint
 
@@ -19,9 +20,15 @@ DTYPE = torch.float32
 
 
 class BlockSource(Protocol):
-    """Gives the model, and puts the weights of one block at a time into it."""
+    """Gives the model, and puts the weights of one block at a time into it.
+
+    Attributes:
+        model: transformers' model.
+        names: name of a tensor in the model -> in the checkpoint.
+    """
 
     model: Any
+    names: Mapping[str, str]
 
     def materialize(self, name: str) -> None:
         """Give the block its weights."""
@@ -33,8 +40,9 @@ class BlockSource(Protocol):
 class LoadedBlocks:
     """A model that transformers loaded as a whole: where its names do not match those of the checkpoint."""
 
-    def __init__(self, folder: ModelFolder) -> None:
-        self.model = load(folder.path, dtype=DTYPE)
+    def __init__(self, folder: ModelFolder, names: Mapping[str, str]) -> None:
+        """Load the model."""
+        self.model, self.names = load(folder.path, dtype=DTYPE), names
 
     def materialize(self, name: str) -> None:
         """Do nothing: all weights are there."""
@@ -46,8 +54,9 @@ class LoadedBlocks:
 class StreamedBlocks:
     """A model without the weights of its blocks, which are read when their turn comes."""
 
-    def __init__(self, model: Any, checkpoint: Checkpoint, blocks: list[str]) -> None:
-        self.model, self._checkpoint = model, checkpoint
+    def __init__(self, model: Any, checkpoint: Checkpoint, blocks: list[str], names: Mapping[str, str]) -> None:
+        """Read everything outside the blocks; `names` maps names in the model to those in the checkpoint."""
+        self.model, self.names, self._checkpoint = model, names, checkpoint
         inside = tuple(f"{name}." for name in blocks)
         self._fill(name for name in _shapes(model) if not name.startswith(inside))
         model.tie_weights()
@@ -65,9 +74,8 @@ class StreamedBlocks:
         for name in names:
             path, _, leaf = name.rpartition(".")
             like = getattr(self.model.get_submodule(path), leaf)
-            stored = stored_name(self.model, name, like.shape, self._checkpoint)
-            if stored is not None and like.is_floating_point():
-                self._set(name, self._checkpoint.read(stored).to(DTYPE))
+            if name in self.names and like.is_floating_point():
+                self._set(name, self._checkpoint.read(self.names[name]).to(DTYPE))
 
     def _set(self, name: str, value: torch.Tensor) -> None:
         path, _, leaf = name.rpartition(".")
@@ -78,39 +86,27 @@ class StreamedBlocks:
             owner.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
 
 
-def open_blocks(folder: ModelFolder, checkpoint: Checkpoint, blocks_of: Any) -> tuple[BlockSource, list[str]]:
+def open_blocks(
+    folder: ModelFolder, checkpoint: Checkpoint, blocks_of: Callable[[Any, Mapping[str, str]], list[str]]
+) -> tuple[BlockSource, list[str]]:
     """Return a source of the blocks, streamed wherever every weight has its own tensor in the checkpoint.
 
     Args:
         folder: float model.
         checkpoint: its tensors.
-        blocks_of: model -> names of its blocks.
+        blocks_of: (model, its names of checkpoint tensors) -> names of its blocks.
 
     Raises:
         UnsupportedArchitectureError: transformers cannot build the model.
         LoadCheckError: the folder lacks weights.
     """
     model = _without_weights(folder)
-    blocks = blocks_of(model)
+    names = model_names(model, checkpoint.names())
+    blocks = blocks_of(model, names)
     inside = tuple(f"{name}." for name in blocks)
-    own = ((name, each.shape) for name, each in model.named_parameters() if name.startswith(inside))
-    if all(stored_name(model, name, shape, checkpoint) is not None for name, shape in own):
-        return StreamedBlocks(model, checkpoint, blocks), blocks
-    return LoadedBlocks(folder), blocks
-
-
-def stored_name(model: Any, name: str, shape: Sequence[int], checkpoint: Checkpoint) -> str | None:
-    """Return the checkpoint's name of a tensor of the model, of the same shape; None: it has none."""
-    for spelling in spellings(model, name):
-        if spelling in checkpoint and checkpoint.info(spelling).shape == tuple(shape):
-            return spelling
-    return None
-
-
-def spellings(model: Any, name: str) -> tuple[str, ...]:
-    """Return the names a tensor may have on the other side: the base model's prefix is added or stripped by loading."""
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    return (name, name.removeprefix(prefix), prefix + name)
+    if all(name in names for name, _ in model.named_parameters() if name.startswith(inside)):
+        return StreamedBlocks(model, checkpoint, blocks, names), blocks
+    return LoadedBlocks(folder, names), blocks
 
 
 def _shapes(module: nn.Module, prefix: str = "") -> list[str]:

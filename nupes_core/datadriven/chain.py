@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from nupes_core.datadriven.feed import Call, Feed, first_tensor
-from nupes_core.errors import UnsupportedArchitectureError
+from nupes_core.errors import NupesError, UnsupportedArchitectureError
 from nupes_core.samples import Samples
 
 TRACE_BATCH = 8
@@ -58,6 +58,7 @@ def trace_chain(model: nn.Module, names: Sequence[str], samples: Samples) -> Cha
     """
     shims = _Shims(names)
     with shims.installed(model), torch.no_grad():
+        shims.tuples = not shims.passes(model, samples[:1])
         batches = [shims.run(model, batch, 0.0) for batch in samples.batches(TRACE_BATCH)]
         order = shims.order
         again = shims.run(model, samples[: min(TRACE_BATCH, len(samples))], 1.0)
@@ -68,7 +69,13 @@ def trace_chain(model: nn.Module, names: Sequence[str], samples: Samples) -> Cha
 
 
 class _Shims:
-    """Stand-ins of the blocks."""
+    """Stand-ins of the blocks.
+
+    Attributes:
+        tuples: whether they return a tuple that begins with the hidden state, or the hidden state itself.
+    """
+
+    tuples = False
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
@@ -88,8 +95,23 @@ class _Shims:
             samples.call(model)
         except _Done:
             return dict(self._calls)
+        except NupesError:
+            raise
+        except Exception as error:  # what a model's code makes of our stand-ins is its own affair
+            raise UnsupportedArchitectureError(
+                f"{type(model).__name__} does not pass a hidden state from block to block ({type(error).__name__})",
+                hint=_HINT,
+            ) from error
         missing = [name for name in self._names if name not in self._calls]
         raise UnsupportedArchitectureError(f"{type(model).__name__} does not run its block {missing[0]}", hint=_HINT)
+
+    def passes(self, model: nn.Module, samples: Samples) -> bool:
+        """Tell whether the model goes through all of its blocks."""
+        try:
+            self.run(model, samples, 0.0)
+        except UnsupportedArchitectureError:
+            return False
+        return True
 
     @contextmanager
     def installed(self, model: nn.Module) -> Iterator[None]:
@@ -118,7 +140,7 @@ class _Shims:
             if len(self._calls) == len(self._names):
                 raise _Done
             self._passed = hidden + self._shift
-            return self._passed
+            return (self._passed,) if self.tuples else self._passed
 
         return forward
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from nupes_core.checkpoint import TORCH_DTYPES, tensor_bytes
 from nupes_core.config import QuantizationConfig
 from nupes_core.datadriven.blockresult import BlockResult, CommittedLayer
-from nupes_core.datadriven.blocksource import BlockSource, open_blocks, spellings, stored_name
+from nupes_core.datadriven.blocksource import BlockSource, open_blocks
 from nupes_core.datadriven.chain import Chain, trace_chain
 from nupes_core.datadriven.driver import Driver, LayerSettings, Reporting
 from nupes_core.datadriven.layer import matrix_of
@@ -75,10 +76,10 @@ def calibrate(
         NumericsError: weights or activations are NaN or infinite.
         DiskFullError: no room to commit a block.
     """
-    source, blocks = open_blocks(folder, checkpoint, lambda model: _main_blocks(model, quantized))
+    source, blocks = open_blocks(folder, checkpoint, lambda model, names: _main_blocks(model, names, quantized))
     source.model.config.use_cache = False
     chain = trace_chain(source.model, blocks, samples)
-    targets = _targets(source.model, blocks, quantized)
+    targets = _targets(source.model, source.names, blocks, quantized)
     layers = {name: {path: target.module for path, target in held.items()} for name, held in targets.items()}
     driver = Driver(
         config,
@@ -98,13 +99,15 @@ def calibrate(
     return calibrated
 
 
-def _main_blocks(model: Any, quantized: tuple[PlannedTensor, ...]) -> list[str]:
+def _main_blocks(model: Any, names: Mapping[str, str], quantized: tuple[PlannedTensor, ...]) -> list[str]:
     """Return the list of blocks that holds most of the quantized parameters."""
     lists = repeated_blocks(model)
 
     def weight(blocks: list[str]) -> int:
         return sum(
-            target.tensor.params for held in _targets(model, blocks, quantized).values() for target in held.values()
+            target.tensor.params
+            for held in _targets(model, names, blocks, quantized).values()
+            for target in held.values()
         )
 
     best = max(lists, key=weight, default=[])
@@ -116,13 +119,15 @@ def _main_blocks(model: Any, quantized: tuple[PlannedTensor, ...]) -> list[str]:
     return best
 
 
-def _targets(model: Any, blocks: list[str], quantized: tuple[PlannedTensor, ...]) -> dict[str, dict[str, _Target]]:
+def _targets(
+    model: Any, names: Mapping[str, str], blocks: list[str], quantized: tuple[PlannedTensor, ...]
+) -> dict[str, dict[str, _Target]]:
     """Return block -> path of a layer within it -> what it holds, for all layers that can be trained."""
-    by_name = {spelling: tensor for tensor in quantized for spelling in spellings(model, tensor.name)}
+    by_name = {tensor.name: tensor for tensor in quantized}
     found: dict[str, dict[str, _Target]] = {}
     for block in blocks:
         for path, module in model.get_submodule(block).named_modules():
-            tensor = by_name.get(f"{block}.{path}.weight")
+            tensor = by_name.get(names.get(f"{block}.{path}.weight", ""))
             if path and tensor is not None and _trainable(module, tensor):
                 found.setdefault(block, {})[path] = _Target(module, tensor)
     return found
@@ -144,7 +149,7 @@ def _replaced(source: BlockSource, checkpoint: Checkpoint, step: Step, result: B
     """Return changed norms under their names in the checkpoint."""
     changed: dict[str, torch.Tensor] = {}
     for name, value in result.norms.items():
-        stored = stored_name(source.model, f"{step.unit.name}.{name}", value.shape, checkpoint)
+        stored = source.names.get(f"{step.unit.name}.{name}")
         if stored is not None:
             changed[stored] = value.to(TORCH_DTYPES[checkpoint.info(stored).dtype])
     return changed

@@ -15,7 +15,6 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -30,6 +29,7 @@ from nupes_core.layers import (
     decode_stored,
     dequantize_modules,
 )
+from nupes_core.renaming import renamed, spellings
 from nupes_core.storage import input_specs
 
 
@@ -141,19 +141,13 @@ def _replaceable(model: Any, entry: StoredWeight, settled: str) -> str | None:
     """Return the model's name of a tensor that a quantized module can hold as it is stored, else None."""
     if entry.slices is not None:
         return None
-    for name in _spellings(model, settled):
+    for name in spellings(model, settled):
         module = _linear(model, name)
         quantized = REPLACEMENTS.get(type(module))
         transposed = quantized is QuantizedConv1D
         if quantized is not None and transposed == entry.transposed and module.weight.shape == entry.shape:
             return name
     return None
-
-
-def _spellings(model: Any, name: str) -> tuple[str, ...]:
-    """Return the names a checkpoint tensor may have: transformers adds or strips the base model's prefix."""
-    prefix = f"{model.base_model_prefix}."
-    return (name, name.removeprefix(prefix), prefix + name)
 
 
 def _linear(model: Any, name: str) -> Any:
@@ -174,23 +168,14 @@ def _settled_names(model: Any, stored: Mapping[str, StoredWeight]) -> dict[str, 
     shared = {*tied.keys(), *tied.values()}
     settled: dict[str, str] = {}
     for name, entry in stored.items():
-        renamed = _renamed(transforms, name)
-        follow = renamed and all(
-            _renamed(transforms, part) == found
-            for part, found in zip(_parts(name, entry), _parts(renamed, entry), strict=True)
+        target = renamed(transforms, name)
+        follow = target and all(
+            renamed(transforms, part) == found
+            for part, found in zip(_parts(name, entry), _parts(target, entry), strict=True)
         )
-        if renamed and follow and not {name, renamed} & shared:
-            settled[name] = renamed
+        if target and follow and not {name, target} & shared:
+            settled[name] = target
     return settled
-
-
-def _renamed(transforms: Iterable[Any], name: str) -> str | None:
-    """Return the name after loading; None where the content is converted."""
-    for each in transforms:
-        name, matched = each.rename_source_key(name)
-        if matched is not None and not isinstance(each, WeightRenaming):
-            return None
-    return name
 
 
 def _parts(name: str, entry: StoredWeight) -> list[str]:

@@ -10,14 +10,32 @@ import torch
 from transformers import (
     BertConfig,
     BertModel,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
     T5Config,
@@ -75,6 +93,33 @@ def tiny_gpt_oss() -> Any:
     return GptOssForCausalLM(GptOssConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2))
 
 
+def tiny_phi() -> Any:
+    sizes = {key: value for key, value in _SIZES.items() if key != "head_dim"}
+    return PhiForCausalLM(PhiConfig(**sizes))
+
+
+def tiny_opt() -> Any:
+    return OPTForCausalLM(
+        OPTConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            ffn_dim=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            word_embed_proj_dim=32,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+
+
+def tiny_gpt_neox() -> Any:
+    sizes = {key: value for key, value in _SIZES.items() if key not in {"num_key_value_heads", "head_dim"}}
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes))
+
+
 def tiny_bert() -> Any:
     sizes = {key: value for key, value in _SIZES.items() if key not in {"num_key_value_heads", "head_dim"}}
     return BertModel(BertConfig(**sizes))
@@ -106,6 +151,15 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "llama": tiny_llama,
     "llama_tied": lambda: tiny_llama(tied=True),
     "gpt2": tiny_gpt2,
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_SIZES)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SIZES)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**_SIZES, sliding_window=8)),
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**_SIZES, sliding_window=8)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**_SIZES, sliding_window=8, sliding_window_pattern=2)),
+    "phi": tiny_phi,
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**_SIZES)),
+    "opt": tiny_opt,
+    "gpt_neox": tiny_gpt_neox,
     "mixtral": tiny_mixtral,
     "qwen3_moe": tiny_qwen3_moe,
     "gpt_oss": tiny_gpt_oss,
