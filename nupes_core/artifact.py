@@ -62,8 +62,9 @@ class StoredWeight:
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of `quantization_config.tensors`, the format spelled out."""
         entry = {key: value for key, value in asdict(self).items() if key in {"format", "dtype"}}
-        bits = self.activation.bits if self.activation else None
-        optional = {"transposed": self.transposed or None, "slices": self.slices, "activation_bits": bits}
+        optional: dict[str, Any] = {"transposed": self.transposed or None, "slices": self.slices}
+        if self.activation is not None:
+            optional |= {"activation_bits": self.activation.bits, "activation_scaling": self.activation.scaling}
         return entry | {key: value for key, value in optional.items() if value is not None}
 
 
@@ -100,7 +101,7 @@ def _stored_weight(
     if entry["dtype"] not in {"BF16", "F16", "F32"} or not (slices is None or 0 < slices < 1 << 31):
         raise ValueError(f"{name}: {dict(entry)}")
     transposed = bool(entry.get("transposed", False))
-    activation = None if bits is None else replace(activations, bits=bits)
+    activation = None if bits is None else replace(activations, bits=bits, scaling=entry["activation_scaling"])
     return StoredWeight(name, formats[entry["format"]], entry["dtype"], transposed, slices, activation)
 
 

@@ -167,10 +167,24 @@ def _card(manifest: dict[str, Any]) -> str:
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return (
         f"---\n{_front_matter(manifest['source'])}---\n\n# {weights['bits']}-bit NUPES\n\n"
-        f"Weights in {weights['bits']} bits, {group}, by a power exponent found without data (arXiv 2308.05600).\n\n"
+        f"Weights in {weights['bits']} bits, {group}, by a power exponent found without data (arXiv 2308.05600).\n"
+        f"{_activation_words(manifest)}\n"
         f"```python\n{snippet}\n```\n\n| | |\n|---|---|\n{table}\n\n"
         f"`{MANIFEST_NAME}` has the settings, versions and figures of each layer; check the files with "
         f"`sha256sum -c {SUMS_NAME}`.\n"
+    )
+
+
+def _activation_words(manifest: Mapping[str, Any]) -> str:
+    """Say how inputs are coded, and where an artifact cannot say so itself."""
+    activations = manifest["config"].get("activations")
+    if activations is None:
+        return ""
+    if manifest["format"] == "dense":
+        return "This format holds weights alone: inputs of layers stay float here.\n"
+    return (
+        f"Inputs of linear layers in {activations['bits']} bits, {activations['grid']} grid, "
+        f"{activations['scaling']} scales, applied by this library while the model runs.\n"
     )
 
 

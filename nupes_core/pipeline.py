@@ -203,7 +203,9 @@ class _Run:
 
     def _write_small_files(self, output: _Output) -> int:
         """Write everything but weights, manifest and card; return the bytes of the weight files."""
-        config = output.format.config(self.folder.config, self.plan.tensors, self.config.to_dict())
+        reached = self._calibrated.layers
+        written = tuple(each if each.name in reached else each.without_data() for each in self.plan.tensors)
+        config = output.format.config(self.folder.config, written, self.config.to_dict())
         write_file(output.path / CONFIG_NAME, _json(config))
         layouts = {shard: shard_layout(tensors, output.format)[1] for shard, tensors in self._shards.items()}
         if self.folder.indexed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nupes_core.config import ActivationConfig, QuantizationConfig, WeightConfig
@@ -54,6 +54,13 @@ class PlannedTensor:
     def module(self) -> str:
         """Module that owns the tensor (the tensor's own name where it is a bare parameter)."""
         return module_name(self.name)
+
+    def without_data(self) -> PlannedTensor:
+        """Return it as it is written where calibration data did not reach the layer: its input has dynamic scales."""
+        if self.coding is None or self.coding.activation is None:
+            return self
+        activation = replace(self.coding.activation, scaling="dynamic")
+        return replace(self, coding=replace(self.coding, activation=activation))
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict for people, without the internals of the format."""

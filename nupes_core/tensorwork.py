@@ -10,7 +10,7 @@ import torch
 from nupes_core.activations import dynamic_quantizer
 from nupes_core.checkpoint import as_tensor
 from nupes_core.datadriven.blockresult import CommittedLayer
-from nupes_core.errors import CalibrationError, NumericsError
+from nupes_core.errors import NumericsError
 from nupes_core.planned import Coding, PlannedTensor
 from nupes_core.quality import WeightError, weight_error
 from nupes_core.selection import FLOAT_DTYPES
@@ -102,16 +102,8 @@ def _measured(
 
 
 def input_tensors(coding: Coding) -> Mapping[str, torch.Tensor]:
-    """Return what is stored of an input quantizer that needs no data; empty where the input stays float.
-
-    Raises:
-        CalibrationError: its scale is static, which takes data.
-    """
-    if coding.activation is None:
-        return {}
-    if coding.activation.scaling == "static":
-        raise CalibrationError("activations with static scales need calibration data", hint="Or use dynamic scales.")
-    return dynamic_quantizer(coding.activation).to_tensors()
+    """Return what is stored of an input quantizer that needs no data; empty where the input stays float."""
+    return {} if coding.activation is None else dynamic_quantizer(coding.activation).to_tensors()
 
 
 def read_matrix(checkpoint: Checkpoint, name: str, coding: Coding, index: int) -> torch.Tensor:

@@ -77,7 +77,7 @@ def _entry(tensor: PlannedTensor, coding: Coding, formats: list[dict[str, Any]])
     if coding.view.slices is not None:
         entry["slices"] = coding.view.slices
     if coding.activation is not None:
-        entry["activation_bits"] = coding.activation.bits
+        entry |= {"activation_bits": coding.activation.bits, "activation_scaling": coding.activation.scaling}
     return entry
 
 
