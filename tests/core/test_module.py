@@ -11,7 +11,8 @@ from torch import nn
 
 import nupes_core
 from nupes_core import LayerOverride, LayerSelection, quantize_model
-from nupes_core.errors import InvalidConfigError, NoQuantizableLayersError, NumericsError
+from nupes_core.config import ActivationConfig
+from nupes_core.errors import CalibrationError, InvalidConfigError, NoQuantizableLayersError, NumericsError
 from nupes_core.layers import QuantizedConv1D, QuantizedConv2d, QuantizedLayer, QuantizedLinear, dequantize_modules
 from nupes_core.loading import load
 from tests.core.tiny import QUICK, build, save
@@ -141,3 +142,79 @@ def test_a_weight_that_is_not_finite_is_named() -> None:
         model[2].weight[3, 4] = float("nan")
     with pytest.raises(NumericsError, match=r"^2: row 3"):
         quantize_model(model, QUICK)
+
+
+class _ConvNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.body, self.head = nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 10)
+        self.norm.running_mean.uniform_(-1, 1)
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.body(torch.relu(self.norm(self.stem(x))))
+        return self.head(y.relu().mean((2, 3)))
+
+
+def _images(count: int = 16) -> torch.Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0))
+
+
+def test_a_convolution_net_loses_its_batch_norms_and_keeps_its_edges_precise() -> None:
+    model = _ConvNet().eval()
+    with torch.no_grad():
+        before = model(_images())
+        report = quantize_model(model, replace(QUICK, activations=ActivationConfig(4)))
+        after = model(_images())
+    assert isinstance(model.norm, nn.Identity)
+    assert [layer.bits for layer in report.layers] == [8, 4, 8]
+    assert [layer.activation_bits for layer in report.layers] == [8, 4, 8]
+    assert _cosine(after, before) > 0.95
+
+
+def test_the_edges_are_what_the_user_says() -> None:
+    own = (LayerOverride("stem", bits=5), LayerOverride("head", bits=3))
+    chosen = replace(QUICK, layers=LayerSelection(overrides=own))
+    assert [layer.bits for layer in quantize_model(_ConvNet(), chosen).layers] == [5, 4, 3]
+    assert {layer.bits for layer in quantize_model(_ConvNet(), QUICK, edge_bits=None).layers} == {4}
+    assert {layer.bits for layer in quantize_model(_mlp(), QUICK).layers} == {4}
+
+
+@pytest.mark.parametrize("scaling", ["dynamic", "static"])
+@pytest.mark.parametrize("grid", ["uniform", "power"])
+def test_eight_bit_activations_next_to_eight_bit_weights_change_little(scaling: str, grid: str) -> None:
+    model = _ConvNet().eval()
+    config = replace(QUICK, weights=replace(QUICK.weights, bits=8), activations=ActivationConfig(8, grid, scaling))  # type: ignore[arg-type]
+    with torch.no_grad():
+        before = model(_images())
+        report = quantize_model(model, config, calibration=_images())
+        after = model(_images())
+    assert _cosine(after, before) > 0.9995
+    assert {layer.activation_bits for layer in report.layers} == {8}
+    kinds = {name: module.input_quantizer.kind for name, module in model.named_children() if name in ("body", "head")}
+    assert set(kinds.values()) == {"unsigned"}
+
+
+def test_static_activations_need_data_that_reaches_every_layer() -> None:
+    static = replace(QUICK, activations=ActivationConfig(8, scaling="static"))
+    with pytest.raises(CalibrationError, match="needs calibration"):
+        quantize_model(_ConvNet(), static)
+    model = nn.ModuleDict({"used": nn.Linear(48, 64), "unused": nn.Linear(48, 64)})
+    model.forward = lambda x: model["used"](x)  # type: ignore[method-assign]
+    with pytest.raises(CalibrationError, match="unused"):
+        quantize_model(model, static, calibration=torch.randn(8, 48))
+
+
+def test_activations_of_a_language_model_are_coded_without_data() -> None:
+    tokens = torch.arange(20)[None] + 3
+    model, reference = build("llama"), build("llama")
+    config = replace(QUICK, weights=replace(QUICK.weights, bits=8), activations=ActivationConfig(8))
+    quantize_model(model, config)
+    with torch.no_grad():
+        assert _cosine(model(tokens).logits, reference(tokens).logits) > 0.9995
