@@ -152,9 +152,9 @@ def by_model(chosen: list[Subject]) -> list[list[Subject]]:
     return [[subject for subject in chosen if subject.folder == folder] for folder in folders]
 
 
-def merged(measured: list[dict[str, Any]], stored: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return stored rows, those measured now in their place, in the order of the tables."""
-    rows = {(row["model"], row["bits"], row["method"]): row for row in [*stored, *measured]}
+def merged(measured: dict[str, Any], stored: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return stored rows, the one measured now in the place of its like, in the order of the tables."""
+    rows = {(row["model"], row["bits"], row["method"]): row for row in [*stored, measured]}
     return sorted(rows.values(), key=lambda row: (row["model"], -row["bits"], _rank(row["method"])))
 
 
@@ -179,13 +179,12 @@ def markdown(rows: list[Row], floats: dict[str, float], commits: list[str]) -> s
     return "\n".join(parts)
 
 
-def write(rows: list[Row], floats: dict[str, float]) -> list[Row]:
-    """Merge rows into the stored results; return all."""
+def write(row: Row, floats: dict[str, float]) -> list[Row]:
+    """Merge a row into the stored results, at once since some methods take minutes; return all rows."""
     path = RESULTS / "quality.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
     machine = describe()
-    measured = [{**asdict(row), "commit": machine["commit"]} for row in rows]
-    as_json = merged(measured, stored.get("rows", []))
+    as_json = merged({**asdict(row), "commit": machine["commit"]}, stored.get("rows", []))
     everything = [Row(**{name: value for name, value in row.items() if name != "commit"}) for row in as_json]
     data = {
         "machine": machine,
@@ -219,7 +218,8 @@ def main() -> None:
     for group in by_model(chosen):
         benches = [Bench(subject) for subject in group]
         floats = {bench.subject.name: bench.float.perplexity for bench in benches}
-        everything = write(list(measure(benches, found)), floats)
+        for row in measure(benches, found):
+            everything = write(row, floats)
     print(verdict_table(verdicts(everything, GOAL)))
 
 
