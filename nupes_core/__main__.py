@@ -9,19 +9,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from nupes_core.config import (
-    ExponentConfig,
-    ExponentMode,
-    ExponentScope,
-    LayerSelection,
-    Layout,
-    QuantizationConfig,
-    WeightConfig,
-)
+from nupes_core.commandline import add_quantize_options, calibration_source, quantization_config
 from nupes_core.errors import EvaluationError, NupesError
 from nupes_core.formats import FORMATS
 from nupes_core.report import Progress
@@ -52,12 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _quantize(arguments: argparse.Namespace) -> dict[str, Any]:
+    config, data = quantization_config(arguments), calibration_source(arguments)
+    from nupes_core.calibration import CalibrationFile
     from nupes_core.pipeline import quantize
 
+    if config.needs_calibration:
+        _quiet_transformers()
     report = quantize(
         arguments.src,
         arguments.dst,
-        _config(arguments),
+        config,
+        calibration=None if data is None else CalibrationFile(*data),
         progress=_progress(arguments),
         workdir=arguments.workdir,
         formats=arguments.format or ("nupes",),
@@ -107,21 +103,6 @@ def _probe(arguments: argparse.Namespace) -> dict[str, Any]:
     return probe_folder(arguments.dir).to_dict()
 
 
-def _config(arguments: argparse.Namespace) -> QuantizationConfig:
-    mode: ExponentMode = "search" if arguments.exponent is None else "fixed"
-    weights = WeightConfig(
-        bits=arguments.bits,
-        group_size=arguments.group_size,
-        exponent=ExponentConfig(mode, arguments.exponent_scope, arguments.exponent),
-        layout=arguments.layout,
-        scale_bits=arguments.scale_bits,
-    )
-    layers = LayerSelection(embeddings=arguments.embeddings)
-    if arguments.exclude is not None:
-        layers = replace(layers, exclude=tuple(arguments.exclude))
-    return QuantizationConfig(weights, layers, arguments.optimize.replace("-", "_"), arguments.seed)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nupes_core", description="Quantize, evaluate and check models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -138,33 +119,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_quantize(parser: argparse.ArgumentParser) -> None:
-    weights = WeightConfig()
     parser.add_argument("src", type=Path, help="folder with config.json and safetensors files")
     parser.add_argument("dst", type=Path, help="new folder for the artifact")
-    parser.add_argument("--bits", type=int, default=weights.bits, help="2 to 8 (default: %(default)s)")
-    parser.add_argument(
-        "--group-size",
-        type=int,
-        default=weights.group_size,
-        help="weights that share a scale, -1: a whole row (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--scale-bits", type=int, default=weights.scale_bits, help="bits of a group's scale (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--layout", choices=get_args(Layout), default=weights.layout, help="where the levels lie (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--exponent-scope",
-        choices=get_args(ExponentScope),
-        default=weights.exponent.scope,
-        help="weights that share a searched exponent (default: %(default)s)",
-    )
-    parser.add_argument("--exponent", type=float, help="a fixed one, 0.3 to 1.5, instead of a search")
-    parser.add_argument("--exclude", action="append", metavar="REGEX", help="modules left alone (default: lm_head)")
-    parser.add_argument("--embeddings", action="store_true", help="also quantize embedding tables")
+    add_quantize_options(parser)
     parser.add_argument("--format", action="append", choices=sorted(FORMATS), help="default: nupes; repeatable")
-    parser.add_argument("--optimize", choices=["data-free"], default="data-free")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workdir", type=Path, help="keeps finished matrices, so that a second run resumes")
     parser.set_defaults(run=_quantize)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -9,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from nupes_core import ActivationConfig, QuantizationConfig
 from nupes_core.__main__ import main
-from tests.core.tiny import save
+from nupes_core.commandline import add_quantize_options, quantization_config
+from tests.core.tiny import VOCABULARY, save
 
 FAST = ("--group-size", "32", "--exponent", "0.8", "--quiet")
 
@@ -51,6 +56,43 @@ def test_options_reach_the_configuration(source: Path, tmp_path: Path, capsys: p
     assert "{" not in printed
 
 
+def test_learning_options_reach_the_configuration_and_the_layers_learn(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = tmp_path / "tokens.safetensors"
+    save_file({"input_ids": torch.arange(16 * 12).view(16, 12) % VOCABULARY}, tokens)
+    learning = ("--optimize", "data-driven", "--steps", "2", "--learning-rate", "0.01", "--batch-size", "4")
+    off = ("--no-error-feedback", "--no-learn-exponent", "--no-learn-scales", "--tweak-norms")
+    data = ("--calibration", tokens, "--calibration-samples", "12", "--calibration-length", "8")
+    activations = ("--activation-bits", "6", "--activation-scaling", "static", "--no-smooth")
+    code, report = _json(capsys, "quantize", source, tmp_path / "out", *FAST, *learning, *off, *data, *activations)
+    assert (code, report["bits_per_weight"] > 4) == (0, True)
+    config = json.loads((tmp_path / "out" / "manifest.json").read_text())["config"]
+    assert config["optimize"] == "data_driven"
+    assert config["training"] == {
+        "error_feedback": False,
+        "learn_codes": True,
+        "learn_exponent": False,
+        "learn_scales": False,
+        "tweak_norms": True,
+        "steps": 2,
+        "learning_rate": 0.01,
+        "batch_size": 4,
+    }
+    assert config["calibration"] == {"samples": 12, "length": 8}
+    expected = {"bits": 6, "grid": "uniform", "scaling": "static", "range": "mse", "smooth": False}
+    assert config["activations"] == expected
+
+
+def test_options_that_are_not_given_are_the_defaults_of_the_library() -> None:
+    parser = argparse.ArgumentParser()
+    add_quantize_options(parser)
+    parser.set_defaults(seed=0)
+    assert quantization_config(parser.parse_args([])) == QuantizationConfig()
+    coded = quantization_config(parser.parse_args(["--activation-bits", "8", "--optimize", "data-driven"]))
+    assert coded == QuantizationConfig(optimize="data_driven", activations=ActivationConfig())
+
+
 def test_several_formats_get_a_folder_each(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["quantize", str(source), str(tmp_path / "out"), *FAST, "--format", "nupes", "--format", "dense"])
     capsys.readouterr()
@@ -81,6 +123,12 @@ def test_evaluate_without_a_text_measures_fidelity(booklm: Path, capsys: pytest.
         (("--group-size", "0"), "invalid_config"),
         (("--exponent", "7"), "invalid_config"),
         (("--exclude", "("), "invalid_config"),
+        (("--steps", "5"), "invalid_config"),
+        (("--no-learn-codes",), "invalid_config"),
+        (("--activation-grid", "power"), "invalid_config"),
+        (("--calibration-column", "text"), "invalid_config"),
+        (("--calibration", "some.txt"), "invalid_config"),
+        (("--optimize", "data-driven", "--calibration", "missing.txt"), "calibration_failed"),
         (("--exclude", "."), "no_quantizable_layers"),
     ],
 )
