@@ -13,6 +13,7 @@ from torch import nn
 
 from nupes_core.activations import ActivationQuantizer, dynamic_quantizer, observe, token_dims
 from nupes_core.batchnorm import fold_batch_norms
+from nupes_core.biascorrection import Reference, correct_biases, observe_means
 from nupes_core.checkpoint import SAFETENSORS_DTYPES
 from nupes_core.config import ActivationConfig, LayerOverride, QuantizationConfig, WeightConfig
 from nupes_core.errors import CalibrationError, InvalidConfigError, NoQuantizableLayersError, NumericsError
@@ -31,8 +32,8 @@ from nupes_core.weight import QuantizedWeight, quantize_weight
 EDGE_BITS = 8
 """Bits of the first and the last layer of convolution nets (method §4): small, and more sensitive than the others."""
 
-EXAMPLE, SMOOTHED = 8, 32
-"""Samples that folded batch norms are checked on, and that outlier channels are looked for in."""
+EXAMPLE, SMOOTHED, CORRECTED = 8, 32, 256
+"""Samples that folded batch norms are checked on, outlier channels looked for in, and biases corrected by."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,15 @@ def quantize_model(
 
     A layer keeps its dtype and device. Tied weights, subclasses of these modules and bare parameters (fused experts)
     are left alone and reported; `nupes_core.quantize` covers the latter on files. Batch norms are folded first; outlier
-    channels of norms are moved into the layers they feed where `activations.smooth` and data allow it.
+    channels of norms are moved into the layers they feed where `activations.smooth` and data allow it. With data, the
+    biases of convolution nets are corrected at the end, where that brings the outputs nearer to what they were.
 
     Args:
         model: any module; it is run on calibration data only.
         config: settings; `layers` selects by module name. Convolutions take `weights.group_size` as it is; -1 gives
             each output channel one scale, as integer kernels want it.
-        calibration: inputs of the model (a tensor: its first argument). Static scales of activations need it, dynamic
-            ones are better with it, and so are models with batch norms that cannot be traced.
+        calibration: inputs of the model (a tensor: its first argument). Static scales of activations need it;
+            convolution nets get corrected biases from it, and batch norms folded that tracing alone does not find.
         progress: called after each layer.
         edge_bits: least bits of the first and the last layer of a convolution net (in the order of its modules), and of
             their inputs where those are quantized; an override that matches the layer wins. None treats all alike.
@@ -96,12 +98,16 @@ def quantize_model(
     fold_batch_norms(model, None if samples is None else samples[:EXAMPLE])
     _smooth(model, list(layers.values()), samples, config)
     inputs = _input_quantizers(model, list(layers.values()), samples)
+    convolutional = samples is not None and _is_convolution_net([layer.module for layer in layers.values()])
+    reference = _reference(model, list(layers.values()), samples) if samples and convolutional else None
     shared = global_exponent([_to_sample(layer) for layer in layers.values()], config.weights)
     skipped = {name: _skipped(model, name, str(reason)) for name, reason in selected.items() if name not in layers}
     done: dict[str, LayerReport] = {}
     for name, layer in layers.items():
         done[name] = _replace(model, layer, _data_free(layer, shared), inputs.get(layer.name))
         (progress or (lambda _: None))(Progress("quantizing", len(done), len(layers), "layers", layer.name))
+    if reference is not None:
+        correct_biases(model, reference)
     reports = tuple((done | skipped)[name] for name in selected)
     return _report(model, reports, time.perf_counter() - started)
 
@@ -111,8 +117,8 @@ def _samples(model: nn.Module, config: QuantizationConfig, calibration: object) 
         if config.needs_calibration:
             raise CalibrationError("this configuration needs calibration data", hint="Pass calibration=inputs.")
         return None
-    has_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    if not (config.needs_calibration or config.activations or has_norms):
+    convolutional = any(type(module) is nn.Conv2d for module in model.modules())
+    if not (config.needs_calibration or config.activations or convolutional):
         raise InvalidConfigError(
             "calibration data was given, and optimize is 'data_free'", hint="Pass calibration=None."
         )
@@ -121,12 +127,21 @@ def _samples(model: nn.Module, config: QuantizationConfig, calibration: object) 
 
 def _with_edges(model: nn.Module, config: QuantizationConfig, bits: int | None) -> QuantizationConfig:
     """Give the first and the last layer of a convolution net more bits, where no override of the user wins."""
-    found = [(name, module) for name, module in model.named_modules() if type(module) in REPLACEMENTS]
-    convolutions = sum(isinstance(module, nn.Conv2d) for _, module in found)
-    if bits is None or 2 * convolutions < len(found) or not found:
+    found = {name: module for name, module in model.named_modules() if type(module) in REPLACEMENTS}
+    if bits is None or not _is_convolution_net(list(found.values())):
         return config
-    edges = tuple(LayerOverride(f"^{re.escape(found[i][0])}$", bits=max(bits, config.weights.bits)) for i in (0, -1))
+    names = list(found)
+    edges = tuple(LayerOverride(f"^{re.escape(names[i])}$", bits=max(bits, config.weights.bits)) for i in (0, -1))
     return replace(config, layers=replace(config.layers, overrides=edges + config.layers.overrides))
+
+
+def _is_convolution_net(layers: list[nn.Module]) -> bool:
+    convolutions = sum(isinstance(layer, nn.Conv2d) for layer in layers)
+    return convolutions > 0 and 2 * convolutions >= len(layers)
+
+
+def _reference(model: nn.Module, layers: list[_Layer], samples: Samples) -> Reference:
+    return observe_means(model, {layer.name: layer.module for layer in layers}, samples[:CORRECTED])
 
 
 def _smooth(model: nn.Module, layers: list[_Layer], samples: Samples | None, config: QuantizationConfig) -> None:

@@ -25,7 +25,7 @@ from nupes_core.weight import quantize_weight
 ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)
 """Shares of the range of a channel that are moved into the weights."""
 
-GAIN = 0.98
+GAIN = 0.95
 """Smoothing pays when the error of a group falls below this share of what it was."""
 
 TOKENS, ROWS = 512, 256

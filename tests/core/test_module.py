@@ -218,3 +218,16 @@ def test_activations_of_a_language_model_are_coded_without_data() -> None:
     quantize_model(model, config)
     with torch.no_grad():
         assert _cosine(model(tokens).logits, reference(tokens).logits) > 0.9995
+
+
+def test_images_correct_the_biases_of_a_convolution_net_and_never_for_the_worse() -> None:
+    plain, corrected, reference = (_ConvNet().eval() for _ in range(3))
+    rough = replace(QUICK, weights=replace(QUICK.weights, bits=2))
+    quantize_model(plain, rough)
+    quantize_model(corrected, rough, calibration=_images(64))
+    with torch.no_grad():
+        x = _images(96)[64:]
+        wanted, before, after = reference(x), plain(x), corrected(x)
+    assert _cosine(after, wanted) >= _cosine(before, wanted)
+    assert torch.equal(plain.body.weight, corrected.body.weight)
+    assert not torch.equal(plain.body.bias, corrected.body.bias)
