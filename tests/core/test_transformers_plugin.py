@@ -61,7 +61,12 @@ def test_no_weight_is_missing_or_random(artifacts: Artifacts, family: str) -> No
 
 @pytest.mark.parametrize(
     ("family", "kind", "count"),
-    [("llama", QuantizedLinear, 14), ("llama_tied", QuantizedLinear, 14), ("gpt2", QuantizedConv1D, 8)],
+    [
+        ("llama", QuantizedLinear, 14),
+        ("llama_tied", QuantizedLinear, 14),
+        ("gpt2", QuantizedConv1D, 8),
+        ("vit", QuantizedLinear, 13),  # renamed while it is loaded
+    ],
 )
 def test_linear_layers_stay_quantized_in_memory(
     artifacts: Artifacts, family: str, kind: type[QuantizedLayer], count: int
