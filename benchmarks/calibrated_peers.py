@@ -139,6 +139,7 @@ def gptq(model: Any, tokens: torch.Tensor, bits: int, group: int, symmetric: boo
 
 def awq(model: Any, tokens: torch.Tensor, bits: int, group: int, symmetric: bool) -> dict[str, Any]:
     """AWQ of llm-compressor with its defaults (20 grid points, duo scaling), rounding to nearest after it."""
+    from compressed_tensors.quantization import fake_quantize
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from llmcompressor.pipelines.cache import IntermediatesCache
@@ -148,6 +149,11 @@ def awq(model: Any, tokens: torch.Tensor, bits: int, group: int, symmetric: bool
         IntermediatesCache.pin_memory = lambda *_: None
     scheme = _scheme(model, bits, group, symmetric)
     _oneshot(model, tokens, [AWQModifier(), QuantizationModifier(config_groups=scheme, ignore=["lm_head"])])
+    with torch.no_grad():
+        for layer in _linear_layers(model).values():
+            # its weights stay unrounded until they are packed
+            args = layer.quantization_scheme.weights
+            layer.weight.copy_(fake_quantize(layer.weight, layer.weight_scale, layer.weight_zero_point, args))
     return _compressed_qparams(model, bits, symmetric)
 
 
