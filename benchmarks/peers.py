@@ -27,12 +27,12 @@ def round_to_nearest(w: torch.Tensor, bits: int) -> tuple[torch.Tensor, int]:
     return decoded.contiguous(), w.numel() * bits + x.shape[0] * (16 + bits)
 
 
-def hqq(w: torch.Tensor, bits: int, axis: int, group: int = GROUP) -> tuple[torch.Tensor, int]:
+def hqq(w: torch.Tensor, bits: int, axis: int) -> tuple[torch.Tensor, int]:
     """HQQ, float16 scale and zero; axis 1 groups along the inputs, axis 0 (its best quality) along the outputs."""
     from hqq.core.quantize import Quantizer
 
     codes, meta = Quantizer.quantize(
-        w.clone(), nbits=bits, group_size=group, axis=axis, device="cpu", compute_dtype=torch.float32
+        w.clone(), nbits=bits, group_size=GROUP, axis=axis, device="cpu", compute_dtype=torch.float32
     )
     groups = meta["scale"].numel()
     meta["scale"], meta["zero"] = meta["scale"].half().float(), meta["zero"].half().float()

@@ -26,7 +26,7 @@ import torch
 from calibrated_peers import CALIBRATED_PEERS, calibrated, fits
 from machine import RESULTS, describe, write_results
 from measuring import Bench, Quantized, Row, Subject, calibration_tokens, row_table, subjects
-from peers import PEERS, Method, hqq
+from peers import PEERS, Method
 from verdicts import Goal, as_dicts, verdict_table, verdicts
 
 from nupes_core import QuantizationConfig, WeightConfig, load, quantize
@@ -48,7 +48,7 @@ for stories260k, whose first half is the test. booklm is tested on three books i
 
 Peers at group 64, with the bits their codes, float16 scales and integer zero points take; *symmetric* has no zero
 point. Where a row is no multiple of 64 (172 on stories260k), llm-compressor takes the largest divisor, 43, and its few
-bits more. At group 32 or 128 no calibrated peer comes within 0.03 bits of the NUPES rows. AutoRound leaves layers alone
+bits more. At group 32 or 128 no peer comes within 0.03 bits of the NUPES rows. AutoRound leaves layers alone
 whose width is no multiple of 32, so it is not on stories260k. AWQ divides norms by what it multiplies weights with, so
 its weights have no error of their own to compare.
 
@@ -84,8 +84,7 @@ def nupes_configs(bits: int) -> dict[str, tuple[str, QuantizationConfig]]:
 
 
 def data_free_peers(bits: int) -> dict[str, Method]:
-    found = {name: PEERS[bits][name] for name in ("RTN", "HQQ")}
-    return {**found, "HQQ, group 128": partial(hqq, bits=bits, axis=1, group=128)}
+    return {name: PEERS[bits][name] for name in ("RTN", "HQQ")}
 
 
 def entries(bits: int, fresh: bool) -> list[Entry]:
