@@ -131,7 +131,8 @@ class TrainingConfig:
     """The stages of data-driven NUPES (method §3). Each can be switched off; each keeps its best, its start included.
 
     Attributes:
-        error_feedback: column-wise error feedback, rounding to the nearest level of the power table.
+        error_feedback: column-wise error feedback, rounding to the nearest level of the power table, and coordinate
+            descent from there.
         learn_codes: learn the codes over the entire quantized space.
         learn_exponent, learn_scales: learn them in the same training.
         tweak_norms: afterwards train the parameters of norms.
@@ -145,8 +146,8 @@ class TrainingConfig:
     learn_exponent: bool = True
     learn_scales: bool = True
     tweak_norms: bool = False
-    steps: int = 200
-    learning_rate: float = 3e-3
+    steps: int = 64
+    learning_rate: float = 1e-2
     batch_size: int = 8
 
     def __post_init__(self) -> None:
@@ -155,7 +156,7 @@ class TrainingConfig:
         if not 0 < self.learning_rate <= 1:
             raise InvalidConfigError(
                 f"training.learning_rate is {self.learning_rate!r}; it is in code units and lies in (0, 1]",
-                hint="0.003 is a good default.",
+                hint="0.01 is a good default.",
             )
 
 

@@ -16,13 +16,15 @@ from nupes_core.batchnorm import fold_batch_norms
 from nupes_core.biascorrection import Reference, correct_biases, observe_means
 from nupes_core.checkpoint import SAFETENSORS_DTYPES
 from nupes_core.config import ActivationConfig, LayerOverride, QuantizationConfig, WeightConfig
+from nupes_core.datadriven.driver import LayerSettings, Reporting
+from nupes_core.datadriven.inmemory import TrainedLayer, train_module
 from nupes_core.errors import CalibrationError, InvalidConfigError, NoQuantizableLayersError, NumericsError
 from nupes_core.globalexponent import Matrix, global_exponent
 from nupes_core.header import TensorInfo
 from nupes_core.inference import output_tensors, run_samples
 from nupes_core.layers import REPLACEMENTS, QuantizedConv1D
 from nupes_core.quality import weight_error
-from nupes_core.report import LayerReport, Progress, ProgressCallback, Report
+from nupes_core.report import LayerReport, MetricCallback, Progress, ProgressCallback, Report
 from nupes_core.samples import Samples
 from nupes_core.selection import ModelFacts, layer_config, matrix_view, module_name
 from nupes_core.smoothing import smooth_block
@@ -58,6 +60,7 @@ def quantize_model(
     *,
     calibration: Samples | torch.Tensor | None = None,
     progress: ProgressCallback | None = None,
+    on_metric: MetricCallback | None = None,
     edge_bits: int | None = EDGE_BITS,
 ) -> Report:
     """Replace `nn.Linear`, GPT-2's `Conv1D` and `nn.Conv2d` (as rows [out, in·k·k]) by quantized modules, in place.
@@ -71,9 +74,11 @@ def quantize_model(
         model: any module; it is run on calibration data only.
         config: settings; `layers` selects by module name. Convolutions take `weights.group_size` as it is; -1 gives
             each output channel one scale, as integer kernels want it.
-        calibration: inputs of the model (a tensor: its first argument). Static scales of activations need it;
+        calibration: inputs of the model (a tensor: its first argument). Data-driven runs and static scales of
+            activations need it;
             convolution nets get corrected biases from it, and batch norms folded that tracing alone does not find.
         progress: called after each layer.
+        on_metric: called with the points of loss curves of data-driven runs, block by block.
         edge_bits: least bits of the first and the last layer of a convolution net (in the order of its modules), and of
             their inputs where those are quantized; an override that matches the layer wins. None treats all alike.
 
@@ -101,10 +106,12 @@ def quantize_model(
     convolutional = samples is not None and _is_convolution_net([layer.module for layer in layers.values()])
     reference = _reference(model, list(layers.values()), samples) if samples and convolutional else None
     shared = global_exponent([_to_sample(layer) for layer in layers.values()], config.weights)
+    trained = _train(model, list(layers.values()), samples, config, Reporting(progress, on_metric), shared)
     skipped = {name: _skipped(model, name, str(reason)) for name, reason in selected.items() if name not in layers}
     done: dict[str, LayerReport] = {}
     for name, layer in layers.items():
-        done[name] = _replace(model, layer, _data_free(layer, shared), inputs.get(layer.name))
+        found = trained.get(layer.name) or TrainedLayer(_data_free(layer, shared), inputs.get(layer.name))
+        done[name] = _replace(model, layer, found)
         (progress or (lambda _: None))(Progress("quantizing", len(done), len(layers), "layers", layer.name))
     if reference is not None:
         correct_biases(model, reference)
@@ -226,20 +233,33 @@ def _data_free(layer: _Layer, shared_exponent: float | None) -> QuantizedWeight:
         raise NumericsError(f"{layer.name}: {error.message}", hint=error.hint) from error
 
 
-def _replace(
-    model: nn.Module, layer: _Layer, weight: QuantizedWeight, input_quantizer: ActivationQuantizer | None
-) -> LayerReport:
+def _train(
+    model: nn.Module,
+    layers: list[_Layer],
+    samples: Samples | None,
+    config: QuantizationConfig,
+    reporting: Reporting,
+    shared_exponent: float | None,
+) -> dict[str, TrainedLayer]:
+    """Return what training made of the layers; empty for a data-free run."""
+    if config.optimize == "data_free" or samples is None:
+        return {}
+    settings = {layer.name: LayerSettings(layer.config, layer.activation) for layer in layers}
+    return train_module(model, settings, samples, config, reporting, shared_exponent)
+
+
+def _replace(model: nn.Module, layer: _Layer, found: TrainedLayer) -> LayerReport:
     matrix = layer.matrix
-    quantized = REPLACEMENTS[type(layer.module)](weight.format, matrix.dtype, layer.module)
-    quantized.quantized = weight
-    quantized.input_quantizer = None if input_quantizer is None else input_quantizer.to(matrix.device)
-    report = _layer_report(layer, weight)
+    quantized = REPLACEMENTS[type(layer.module)](found.weight.format, matrix.dtype, layer.module)
+    quantized.quantized = found.weight
+    quantized.input_quantizer = None if found.inputs is None else found.inputs.to(matrix.device)
+    report = _layer_report(layer, found)
     model.set_submodule(layer.name, quantized)
     return report
 
 
-def _layer_report(layer: _Layer, weight: QuantizedWeight) -> LayerReport:
-    matrix = layer.matrix
+def _layer_report(layer: _Layer, found: TrainedLayer) -> LayerReport:
+    matrix, weight = layer.matrix, found.weight
     error = weight_error(matrix, weight.dequantize(matrix.dtype))
     return LayerReport(
         name=layer.name,
@@ -255,6 +275,7 @@ def _layer_report(layer: _Layer, weight: QuantizedWeight) -> LayerReport:
         sqnr_db=error.sqnr_db,
         cosine=error.cosine,
         activation_bits=layer.activation.bits if layer.activation else None,
+        codes_moved=found.moved,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -30,6 +31,9 @@ class BlockSource(Protocol):
     model: Any
     names: Mapping[str, str]
 
+    def release_rest(self) -> None:
+        """Free the memory of the weights outside the blocks, once the inputs of the first block are known."""
+
     def materialize(self, name: str) -> None:
         """Give the block its weights."""
 
@@ -44,6 +48,9 @@ class LoadedBlocks:
         """Load the model."""
         self.model, self.names = load(folder.path, dtype=DTYPE), names
 
+    def release_rest(self) -> None:
+        """Do nothing: the model holds its weights."""
+
     def materialize(self, name: str) -> None:
         """Do nothing: all weights are there."""
 
@@ -55,11 +62,23 @@ class StreamedBlocks:
     """A model without the weights of its blocks, which are read when their turn comes."""
 
     def __init__(self, model: Any, checkpoint: Checkpoint, blocks: list[str], names: Mapping[str, str]) -> None:
-        """Read everything outside the blocks; `names` maps names in the model to those in the checkpoint."""
+        """Read everything outside the blocks but the output head, which runs after them.
+
+        `names` maps names in the model to those in the checkpoint.
+        """
         self.model, self.names, self._checkpoint = model, names, checkpoint
         inside = tuple(f"{name}." for name in blocks)
-        self._fill(name for name in _shapes(model) if not name.startswith(inside))
+        self._rest = [name for name in _shapes(model) if not name.startswith(inside)]
+        head = {id(each) for each in _head_parameters(model)}
+        self._fill(name for name in self._rest if id(_get(model, name)) not in head)
         model.tie_weights()
+
+    def release_rest(self) -> None:
+        """Put the weights outside the blocks on the meta device."""
+        for name in self._rest:
+            value = _get(self.model, name)
+            if isinstance(value, nn.Parameter):
+                self._set(name, value.detach().to("meta"))
 
     def materialize(self, name: str) -> None:
         """Read the block's weights."""
@@ -72,8 +91,7 @@ class StreamedBlocks:
 
     def _fill(self, names: Iterable[str]) -> None:
         for name in names:
-            path, _, leaf = name.rpartition(".")
-            like = getattr(self.model.get_submodule(path), leaf)
+            like = _get(self.model, name)
             if name in self.names and like.is_floating_point():
                 self._set(name, self._checkpoint.read(self.names[name]).to(DTYPE))
 
@@ -112,6 +130,18 @@ def open_blocks(
 def _shapes(module: nn.Module, prefix: str = "") -> list[str]:
     named = (*module.named_parameters(prefix=prefix), *module.named_buffers(prefix=prefix))
     return [name for name, _ in named]
+
+
+def _get(model: Any, name: str) -> Any:
+    path, _, leaf = name.rpartition(".")
+    return getattr(model.get_submodule(path), leaf)
+
+
+def _head_parameters(model: Any) -> list[nn.Parameter]:
+    """Return the parameters of the layer that maps the last hidden state to the vocabulary, but for tied ones."""
+    head = model.get_output_embeddings()
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    return [] if head is None else [parameter for parameter in head.parameters() if uses[id(parameter)] == 1]
 
 
 def _without_weights(folder: ModelFolder) -> Any:

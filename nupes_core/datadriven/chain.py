@@ -32,7 +32,7 @@ class Chain:
 
     Attributes:
         names: module paths.
-        feeds: what each block is called with; the hidden states in them are those of the first block.
+        feeds: what each block is called with besides the hidden state, for which an empty tensor stands.
         hidden: input of the first block [n, …].
     """
 
@@ -59,13 +59,16 @@ def trace_chain(model: nn.Module, names: Sequence[str], samples: Samples) -> Cha
     shims = _Shims(names)
     with shims.installed(model), torch.no_grad():
         shims.tuples = not shims.passes(model, samples[:1])
-        batches = [shims.run(model, batch, 0.0) for batch in samples.batches(TRACE_BATCH)]
+        batches, inputs = [], []
+        for batch in samples.batches(TRACE_BATCH):
+            batches.append(shims.run(model, batch, 0.0))
+            inputs.append(shims.first_input())
         order = shims.order
         again = shims.run(model, samples[: min(TRACE_BATCH, len(samples))], 1.0)
     _check_independent(batches[0], again, order)
-    feeds = [Feed.gather([calls[name] for calls in batches]) for name in order]
-    hidden = torch.cat([_hidden(calls[order[0]]) for calls in batches])
-    return Chain(order, feeds, hidden)
+    joined: dict[tuple[int, ...], Any] = {}
+    feeds = [Feed.gather([calls[name] for calls in batches], joined) for name in order]
+    return Chain(order, feeds, torch.cat(inputs))
 
 
 class _Shims:
@@ -80,6 +83,7 @@ class _Shims:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
         self._calls: dict[str, Call] = {}
+        self._first: torch.Tensor | None = None
         self._passed: torch.Tensor | None = None
         self._samples, self._shift = 0, 0.0
 
@@ -87,6 +91,11 @@ class _Shims:
     def order(self) -> list[str]:
         """Blocks in the order in which they were called last."""
         return list(self._calls)
+
+    def first_input(self) -> torch.Tensor:
+        """Return the hidden state that the first block was called with last."""
+        assert self._first is not None, "the model was not run"
+        return self._first
 
     def run(self, model: nn.Module, samples: Samples, shift: float) -> dict[str, Call]:
         """Return the calls of the blocks for some samples; each shim adds `shift` to the hidden state."""
@@ -127,28 +136,27 @@ class _Shims:
 
     def _shim(self, name: str) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            leaves = pytree.tree_leaves((args, kwargs))
+            leaves, spec = pytree.tree_flatten((args, kwargs))
             try:
-                hidden = leaves[first_tensor(leaves)]
+                position = first_tensor(leaves)
             except StopIteration:
                 raise UnsupportedArchitectureError(f"{name} is called without a hidden state", hint=_HINT) from None
+            hidden = leaves[position]
             if name in self._calls or (self._passed is not None and hidden is not self._passed):
                 raise UnsupportedArchitectureError(
                     f"{name} does not take the hidden state of the block before it", hint=_HINT
                 )
+            if not self._calls:
+                self._first = hidden.clone()
+            leaves[position] = hidden.new_empty(0)  # a hidden state for each block would be as many as the blocks
+            args, kwargs = pytree.tree_unflatten(leaves, spec)
             self._calls[name] = Call(args, kwargs, self._samples)
             if len(self._calls) == len(self._names):
                 raise _Done
-            self._passed = hidden + self._shift
+            self._passed = hidden + self._shift if self._shift else hidden.view_as(hidden)
             return (self._passed,) if self.tuples else self._passed
 
         return forward
-
-
-def _hidden(call: Call) -> torch.Tensor:
-    leaves = pytree.tree_leaves((call.args, call.kwargs))
-    found: torch.Tensor = leaves[first_tensor(leaves)]
-    return found
 
 
 def _check_independent(calls: dict[str, Call], others: dict[str, Call], order: list[str]) -> None:

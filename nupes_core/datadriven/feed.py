@@ -34,17 +34,29 @@ class Feed:
     samples: int
 
     @classmethod
-    def gather(cls, calls: Sequence[Call]) -> Feed:
+    def gather(cls, calls: Sequence[Call], joined: dict[tuple[int, ...], Any] | None = None) -> Feed:
         """Join the calls of consecutive samples.
 
         A tensor whose first dimension is the number of samples in each call is one per sample, unless it is the same
         for all of them (a causal mask, the sines of positions); that is kept once.
+
+        Args:
+            calls: of one block.
+            joined: what was joined for other blocks, by identity of the parts, so that all blocks share one mask; the
+                calls of those blocks still have to be alive.
         """
+        joined = {} if joined is None else joined
         leaves = [pytree.tree_flatten((call.args, call.kwargs)) for call in calls]
         spec = leaves[0][1]
         columns = zip(*(flat for flat, _ in leaves), strict=True)
-        joined = [_join(column, [call.samples for call in calls]) for column in columns]
-        return cls(pytree.tree_unflatten(joined, spec), sum(call.samples for call in calls))
+        counts = [call.samples for call in calls]
+        found = []
+        for column in columns:
+            key = tuple(map(id, column))
+            if key not in joined:
+                joined[key] = _join(column, counts)
+            found.append(joined[key])
+        return cls(pytree.tree_unflatten(found, spec), sum(counts))
 
     def batch(self, index: slice | torch.Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return positional and keyword arguments for some samples."""

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from nupes_core.config import TrainingConfig, WeightConfig
+from nupes_core.datadriven.descent import descend
 from nupes_core.datadriven.feed import Feed
 from nupes_core.datadriven.feedback import feed_back, inverse_factor
 from nupes_core.datadriven.latent import Coded, LatentWeight
@@ -23,7 +24,7 @@ from nupes_core.datadriven.units import Unit
 from nupes_core.errors import NumericsError
 from nupes_core.weight import QuantizedWeight, quantize_weight
 
-SCALE_RATE = 3.0
+SCALE_RATE = 10.0
 """Learning rate of log2 scale indices, in units of that of the codes."""
 
 EXPONENT_RATE = 12.0
@@ -140,8 +141,12 @@ class _UnitWork:
         candidates["importance"] = self._searched(importance)
         if self.config.error_feedback:
             candidates["error_feedback"] = {
-                name: self._fed_back(name, latent, factors.get(name))
+                name: self._fed_back(name, latent, factors[name]) if name in factors else latent
                 for name, latent in candidates["importance"].items()
+            }
+            candidates["descent"] = {
+                name: self._descended(name, latent, moments[name]) if name in moments else latent
+                for name, latent in candidates["error_feedback"].items()
             }
         for name, latents in candidates.items():
             stages[name] = self._held_out_loss(latents)
@@ -162,11 +167,13 @@ class _UnitWork:
             found[name] = LatentWeight(Coded.unpack(weight), w)
         return found
 
-    def _fed_back(self, name: str, start: LatentWeight, U: torch.Tensor | None) -> LatentWeight:
-        if U is None:
-            return start
-        compensated = feed_back(self.matrices[name], start.coded, U)
-        return LatentWeight(compensated.coded, compensated.target)
+    def _fed_back(self, name: str, start: LatentWeight, U: torch.Tensor) -> LatentWeight:
+        found = feed_back(self.matrices[name], start.coded, U)
+        return LatentWeight(found.coded, found.target)
+
+    def _descended(self, name: str, start: LatentWeight, H: torch.Tensor) -> LatentWeight:
+        found = descend(self.matrices[name], start.coded, H)
+        return LatentWeight(found.coded, found.target)
 
     def _learn(self, latents: Mapping[str, LatentWeight]) -> Curve:
         rate, config = self.config.learning_rate, self.config

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from nupes_core.activations import ActivationQuantizer
 from nupes_core.datadriven.blocksource import BlockSource
 from nupes_core.datadriven.chain import Chain
 from nupes_core.datadriven.feed import Call, Feed
@@ -36,7 +37,7 @@ class Step:
     unit: Unit
     feed: Feed
     target: torch.Tensor
-    inputs: Mapping[str, nn.Module] = field(default_factory=dict)
+    inputs: Mapping[str, ActivationQuantizer] = field(default_factory=dict)
 
 
 class Walk(Protocol):
@@ -61,6 +62,7 @@ class ChainWalk:
 
     def steps(self) -> Iterator[Step]:
         """Yield the blocks that have layers to be quantized."""
+        self._source.release_rest()
         hidden = self._chain.hidden
         reference = hidden
         for name, feed in zip(self._chain.names, self._chain.feeds, strict=True):
@@ -146,8 +148,12 @@ class _Stop(Exception):  # noqa: N818 - no error
 @torch.no_grad()
 def run_block(module: nn.Module, feed: Feed) -> torch.Tensor:
     """Return the output of a block for all samples."""
-    parts = []
+    whole: torch.Tensor | None = None
     for start in range(0, feed.samples, RUN_BATCH):
-        args, kwargs = feed.batch(slice(start, min(start + RUN_BATCH, feed.samples)))
-        parts.append(output_tensor(module(*args, **kwargs)))
-    return torch.cat(parts)
+        index = slice(start, min(start + RUN_BATCH, feed.samples))
+        args, kwargs = feed.batch(index)
+        part = output_tensor(module(*args, **kwargs))
+        whole = part.new_empty(feed.samples, *part.shape[1:]) if whole is None else whole
+        whole[index] = part
+    assert whole is not None, "there are no samples"
+    return whole
