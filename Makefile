@@ -63,6 +63,7 @@ bench-env: .venv-bench/.done ## Make .venv-bench, the environment of the side-by
 benchmark: bench-env ## Run the side-by-side benchmarks and rewrite benchmarks/results
 	.venv-bench/bin/python benchmarks/datafree.py
 	.venv-bench/bin/python benchmarks/quality.py
+	.venv-bench/bin/python benchmarks/encoder.py
 
 clean: ## Remove the environments and everything the demo made
 	rm -rf $(VENV) .venv-bench .bench-cache .demo build *.egg-info
