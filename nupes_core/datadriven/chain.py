@@ -60,15 +60,29 @@ def trace_chain(model: nn.Module, names: Sequence[str], samples: Samples) -> Cha
     with shims.installed(model), torch.no_grad():
         shims.tuples = not shims.passes(model, samples[:1])
         batches, inputs = [], []
-        for batch in samples.batches(TRACE_BATCH):
-            batches.append(shims.run(model, batch, 0.0))
+        for batch, count in _batches(samples):
+            batches.append(shims.run(model, batch, count, 0.0))
             inputs.append(shims.first_input())
         order = shims.order
-        again = shims.run(model, samples[: min(TRACE_BATCH, len(samples))], 1.0)
+        again = shims.run(model, *next(_batches(samples)), 1.0)
     _check_independent(batches[0], again, order)
     joined: dict[tuple[int, ...], Any] = {}
     feeds = [Feed.gather([calls[name] for calls in batches], joined) for name in order]
     return Chain(order, feeds, torch.cat(inputs))
+
+
+def _batches(samples: Samples) -> Iterator[tuple[Samples, int]]:
+    """Yield batches, and how many samples of each count.
+
+    Where any sample is padded, each batch gets a padded one on top: models call their blocks without a mask where none
+    of a batch is, and masks of some batches alone could not be joined.
+    """
+    padded = torch.empty(0, dtype=torch.int64)
+    if samples.mask is not None:
+        padded = (~samples.mask).any(1).nonzero()[:1, 0]
+    for start in range(0, len(samples), TRACE_BATCH):
+        index = torch.arange(start, min(start + TRACE_BATCH, len(samples)))
+        yield samples[torch.cat([index, padded])], len(index)
 
 
 class _Shims:
@@ -83,9 +97,10 @@ class _Shims:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
         self._calls: dict[str, Call] = {}
+        self._cut: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._first: torch.Tensor | None = None
         self._passed: torch.Tensor | None = None
-        self._samples, self._shift = 0, 0.0
+        self._given, self._count, self._shift = 0, 0, 0.0
 
     @property
     def order(self) -> list[str]:
@@ -97,9 +112,10 @@ class _Shims:
         assert self._first is not None, "the model was not run"
         return self._first
 
-    def run(self, model: nn.Module, samples: Samples, shift: float) -> dict[str, Call]:
-        """Return the calls of the blocks for some samples; each shim adds `shift` to the hidden state."""
-        self._calls, self._passed, self._samples, self._shift = {}, None, len(samples), shift
+    def run(self, model: nn.Module, samples: Samples, count: int, shift: float) -> dict[str, Call]:
+        """Return the calls of the blocks for the first `count` samples; each shim adds `shift` to the hidden state."""
+        self._calls, self._cut, self._passed, self._shift = {}, {}, None, shift
+        self._given, self._count = len(samples), count
         try:
             samples.call(model)
         except _Done:
@@ -117,7 +133,7 @@ class _Shims:
     def passes(self, model: nn.Module, samples: Samples) -> bool:
         """Tell whether the model goes through all of its blocks."""
         try:
-            self.run(model, samples, 0.0)
+            self.run(model, samples, len(samples), 0.0)
         except UnsupportedArchitectureError:
             return False
         return True
@@ -134,6 +150,15 @@ class _Shims:
             for block in blocks.values():
                 del block.forward
 
+    def _counted(self, leaf: Any) -> Any:
+        """Return the part of an argument that is for the samples that count; the argument itself where it is whole."""
+        one_each = isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and len(leaf) == self._given
+        if self._given == self._count or not one_each:
+            return leaf
+        if id(leaf) not in self._cut:
+            self._cut[id(leaf)] = leaf, leaf[: self._count]
+        return self._cut[id(leaf)][1]
+
     def _shim(self, name: str) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -147,10 +172,10 @@ class _Shims:
                     f"{name} does not take the hidden state of the block before it", hint=_HINT
                 )
             if not self._calls:
-                self._first = hidden.clone()
+                self._first = hidden[: self._count].clone()
             leaves[position] = hidden.new_empty(0)  # a hidden state for each block would be as many as the blocks
-            args, kwargs = pytree.tree_unflatten(leaves, spec)
-            self._calls[name] = Call(args, kwargs, self._samples)
+            args, kwargs = pytree.tree_unflatten([self._counted(leaf) for leaf in leaves], spec)
+            self._calls[name] = Call(args, kwargs, self._count)
             if len(self._calls) == len(self._names):
                 raise _Done
             self._passed = hidden + self._shift if self._shift else hidden.view_as(hidden)
