@@ -18,8 +18,12 @@ from nupes_core.datadriven.learn import Curve
 from nupes_core.datadriven.quantizeunit import UnitTask, quantize_unit
 from nupes_core.datadriven.walk import Step, Walk, run_block
 from nupes_core.report import Metric, MetricCallback, Progress, ProgressCallback
+from nupes_core.smoothing import smooth_block
 from nupes_core.storage import WeightFormat, resolve_format
 from nupes_core.workfolder import WorkFolder, code_version
+
+SMOOTHED = 32
+"""Samples that outlier channels are looked for in."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Driver:
         blocks: int,
         reporting: Reporting,
         shared_exponent: float | None = None,
+        smooth: bool = False,
     ) -> None:
         """Prepare.
 
@@ -64,7 +69,9 @@ class Driver:
             blocks: how many will come, for the progress.
             reporting: callbacks.
             shared_exponent: for exponent scope `global`.
+            smooth: move outlier channels within each block, where `config.activations` asks for it.
         """
+        self._smooths = smooth
         self._config, self._settings, self._mask = config, settings, mask
         self._work, self._reporting, self._shared = work, reporting, shared_exponent
         self._key = hashlib.sha256(f"{code_version()} {identity} {shared_exponent}".encode()).hexdigest()
@@ -92,6 +99,7 @@ class Driver:
             yield step, self._key, result
 
     def _quantize(self, step: Step, index: int) -> BlockResult:
+        columns, norms = self._smooth(step)
         inputs = step.inputs = self._fit_inputs(step)
         generator = torch.Generator().manual_seed(self._config.seed * 1_000_003 + index)
         task = UnitTask(
@@ -108,10 +116,26 @@ class Driver:
         return BlockResult(
             weights=found.weights,
             inputs={name: quantizer.to_tensors() for name, quantizer in inputs.items()},
-            norms=found.norms,
+            norms=norms | found.norms,
+            columns=columns,
             moved=found.moved,
             curves=_curves(found.stages, found.curve, found.norm_curve),
         )
+
+    def _smooth(self, step: Step) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Return the factors that went into the weights, by layer, and the norms that were divided by them."""
+        if not self._smooths:
+            return {}, {}
+        layers = {step.unit.full_name(name): layer for name, layer in step.unit.layers.items()}
+        block, few = step.unit.module, step.feed.first(SMOOTHED)
+        found = smooth_block(block, lambda: run_block(block, few), layers, self._config)
+        columns = {name: found[full] for name in step.unit.layers if (full := step.unit.full_name(name)) in found}
+        norms = {
+            f"{norm}.{name}": parameter.detach().clone()
+            for norm in found.keys() - layers.keys()
+            for name, parameter in block.get_submodule(norm).named_parameters()
+        }
+        return columns, norms
 
     def _fit_inputs(self, step: Step) -> dict[str, ActivationQuantizer]:
         coded = {name: layer for name, layer in step.unit.layers.items() if self._of(step, name).activation}

@@ -65,10 +65,13 @@ class Feed:
         )
         return args, kwargs
 
-    def nbytes(self) -> int:
-        """Return the bytes of the tensors held."""
-        tensors = (leaf.tensor if isinstance(leaf, _PerSample) else leaf for leaf in pytree.tree_leaves(self.tree))
-        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
+    def first(self, samples: int) -> Feed:
+        """Return a feed of the first samples alone."""
+
+        def cut(leaf: Any) -> Any:
+            return _PerSample(leaf.tensor[:samples]) if isinstance(leaf, _PerSample) else leaf
+
+        return Feed(pytree.tree_map(cut, self.tree), min(samples, self.samples))
 
     def with_input(self, x: torch.Tensor) -> Feed:
         """Return a feed whose first tensor argument, the hidden state [n, …], is `x`."""

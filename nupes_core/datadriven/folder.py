@@ -90,6 +90,7 @@ def calibrate(
         blocks=sum(bool(targets.get(name)) for name in chain.names),
         reporting=reporting,
         shared_exponent=shared_exponent,
+        smooth=True,
     )
     calibrated = Calibrated()
     for step, key, result in driver.run(ChainWalk(source, chain, layers)):

@@ -13,6 +13,7 @@ import torch
 
 import nupes_core
 from nupes_core.config import (
+    ActivationConfig,
     CalibrationConfig,
     ExponentConfig,
     LayerSelection,
@@ -221,6 +222,26 @@ def test_a_model_that_overflows_names_the_block(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "broken")
     with pytest.raises(NumericsError, match=r"model\.layers\.1"):
         run(tmp_path / "broken", tmp_path / "out")
+
+
+@pytest.mark.parametrize("optimize", ["data_free", "data_driven"])
+def test_outlier_channels_are_smoothed_block_by_block_and_attempts_agree(optimize: Any, tmp_path: Path) -> None:
+    model = nupes_core.load(save("llama", tmp_path / "plain", torch.float32))
+    for block in model.model.layers:
+        block.input_layernorm.weight.data[3] = 40.0
+        block.post_attention_layernorm.weight.data[5] = 30.0
+    model.save_pretrained(tmp_path / "src")
+    exact = outputs(tmp_path / "src", TOKENS)
+    config = replace(CONFIG, weights=WeightConfig(4, 16), optimize=optimize)
+    errors = {}
+    for smooth in (False, True):
+        activations = ActivationConfig(4, scaling="static", smooth=smooth)
+        out, wished = tmp_path / f"out-{smooth}", replace(config, activations=activations)
+        run(tmp_path / "src", out, wished, workdir=tmp_path / "work")
+        run(tmp_path / "src", tmp_path / f"again-{smooth}", wished, workdir=tmp_path / "work")
+        assert (out / "SHA256SUMS").read_text() == (tmp_path / f"again-{smooth}" / "SHA256SUMS").read_text()
+        errors[smooth] = float((outputs(out, TOKENS) - exact).square().mean())
+    assert errors[True] < 0.8 * errors[False]
 
 
 def test_without_data_a_language_model_learns_from_its_own_text(tmp_path: Path) -> None:
