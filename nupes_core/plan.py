@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nupes_core.config import QuantizationConfig
+from nupes_core.datacost import DataCost, data_cost
 from nupes_core.errors import InvalidConfigError
 from nupes_core.formats import Format, get_format
 from nupes_core.header import Header, TensorSpec, build_header, parse_header
@@ -50,7 +51,8 @@ class Plan:
             tokenizer, manifest) come on top.
         bits_per_weight: stored bytes of the quantized tensors x 8 / their parameters; 0 when nothing is quantized.
         coverage_pct, coverage_bytes_pct: share of the model that is quantized.
-        peak_memory_bytes, disk_bytes, seconds: estimates for the quantization itself on one core, without evaluation.
+        peak_memory_bytes, disk_bytes, seconds: estimates for the quantization itself on one core, without evaluation;
+            of runs on data, for data that is given.
     """
 
     tensors: tuple[PlannedTensor, ...]
@@ -121,7 +123,8 @@ def plan_headers(
     layouts = [shard_layout(shard, fmt)[1] for fmt in written for shard in tensors.values()]
     everything = tuple(tensor for shard in tensors.values() for tensor in shard)
     before = sum(header.file_bytes for header in checked.values())
-    return _total(everything, before, sum(layout.file_bytes for layout in layouts))
+    data = data_cost(everything, facts, config) or DataCost(0, 0.0, 0)
+    return _total(everything, before, sum(layout.file_bytes for layout in layouts), data)
 
 
 def shard_layout(tensors: Sequence[PlannedTensor], fmt: Format) -> tuple[bytes, Header]:
@@ -152,7 +155,7 @@ def _parsed(name: str, header: Header | bytes) -> Header:
     return header if isinstance(header, Header) else parse_header(header, source=name)
 
 
-def _total(tensors: tuple[PlannedTensor, ...], bytes_before: int, written: int) -> Plan:
+def _total(tensors: tuple[PlannedTensor, ...], bytes_before: int, written: int, data: DataCost) -> Plan:
     quantized = [tensor for tensor in tensors if tensor.coding is not None]
     params = sum(tensor.params for tensor in tensors)
     quantized_params = sum(tensor.params for tensor in quantized)
@@ -166,9 +169,9 @@ def _total(tensors: tuple[PlannedTensor, ...], bytes_before: int, written: int) 
         bits_per_weight=_ratio(8 * sum(tensor.bytes_after for tensor in quantized), quantized_params),
         coverage_pct=100 * _ratio(quantized_params, params),
         coverage_bytes_pct=_bytes_coverage(tensors, quantized),
-        peak_memory_bytes=BASE_MEMORY_BYTES + max((_working_bytes(tensor) for tensor in quantized), default=0),
-        disk_bytes=written + SMALL_FILE_BYTES + BYTES_PER_TENSOR_LINE * len(tensors),
-        seconds=round(START_SECONDS + work, 1),
+        peak_memory_bytes=BASE_MEMORY_BYTES + max(data.memory_bytes, *(_working_bytes(each) for each in quantized), 0),
+        disk_bytes=written + data.disk_bytes + SMALL_FILE_BYTES + BYTES_PER_TENSOR_LINE * len(tensors),
+        seconds=round(START_SECONDS + work + data.seconds, 1),
     )
 
 

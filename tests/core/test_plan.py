@@ -3,12 +3,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nupes_core.config import LayerOverride, LayerSelection, QuantizationConfig, WeightConfig
+from nupes_core.config import (
+    ActivationConfig,
+    CalibrationConfig,
+    LayerOverride,
+    LayerSelection,
+    QuantizationConfig,
+    TrainingConfig,
+    WeightConfig,
+)
 from nupes_core.errors import InvalidConfigError, UnsafeFileError
 from nupes_core.header import TensorInfo, TensorSpec, build_header
 from nupes_core.plan import Plan, plan_folder, plan_headers
@@ -156,6 +165,61 @@ def test_headers_alone_give_the_same_plan_as_the_folder(tmp_path: Path) -> None:
     assert len(heads) > 2
     config = json.loads((folder / "config.json").read_text())
     assert plan_headers(heads, config, CONFIG) == plan_folder(folder, CONFIG)
+
+
+def llama_headers(layers: int, *, hidden: int = 256, head: int = 32000) -> dict[str, bytes]:
+    shapes = {"model.embed_tokens.weight": (1000, hidden), "lm_head.weight": (head, hidden)}
+    for index in range(layers):
+        prefix = f"model.layers.{index}"
+        shapes |= {f"{prefix}.self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
+        shapes |= {f"{prefix}.mlp.up_proj.weight": (2 * hidden, hidden), f"{prefix}.input_layernorm.weight": (hidden,)}
+    return {"m.safetensors": build_header([TensorSpec(name, "BF16", shape) for name, shape in shapes.items()], {})[0]}
+
+
+def on_data(headers: dict[str, bytes], **settings: Any) -> Plan:
+    config = QuantizationConfig(**{"optimize": "data_driven", **settings})
+    return plan_headers(headers, {"hidden_size": 256, "vocab_size": 32000}, config)
+
+
+def test_runs_on_data_take_the_memory_of_one_block_and_the_time_and_disk_of_all() -> None:
+    free = plan_headers(llama_headers(8), {}, QuantizationConfig())
+    short, long = on_data(llama_headers(2)), on_data(llama_headers(8))
+    assert long.peak_memory_bytes == short.peak_memory_bytes > free.peak_memory_bytes
+    assert 3 < (long.seconds - 5) / (short.seconds - 5) < 5
+    blocks = sum(tensor.bytes_after for tensor in long.quantized)
+    assert long.disk_bytes == free.disk_bytes + blocks
+
+
+def test_samples_take_memory_by_their_hidden_states_and_steps_take_time() -> None:
+    few = on_data(llama_headers(2), calibration=CalibrationConfig(samples=64, length=128))
+    many = on_data(llama_headers(2), calibration=CalibrationConfig(samples=1064, length=128))
+    assert many.peak_memory_bytes - few.peak_memory_bytes == 4 * 1000 * 128 * 256 * 4
+    slow = on_data(llama_headers(2), training=TrainingConfig(steps=640))
+    assert slow.seconds > 3 * on_data(llama_headers(2)).seconds
+    assert slow.peak_memory_bytes == on_data(llama_headers(2)).peak_memory_bytes
+
+
+def test_a_head_is_never_loaded_and_a_large_table_is_while_the_blocks_are_not() -> None:
+    small, large = on_data(llama_headers(2)), on_data(llama_headers(2, head=4_000_000))
+    assert large.peak_memory_bytes == small.peak_memory_bytes
+    table = build_header([TensorSpec("model.embed_tokens.weight", "BF16", (4_000_000, 256))], {})[0]
+    headers = {**llama_headers(2), "t.safetensors": table}
+    headers["m.safetensors"] = headers["m.safetensors"].replace(b"model.embed_tokens", b"model.other_embeds")
+    assert on_data(headers).peak_memory_bytes > 4 * 4_000_000 * 256
+
+
+def test_static_activations_run_the_model_and_train_nothing() -> None:
+    static = ActivationConfig(scaling="static")
+    free = plan_headers(llama_headers(2), {}, QuantizationConfig())
+    run, trained = on_data(llama_headers(2), optimize="data_free", activations=static), on_data(llama_headers(2))
+    assert free.seconds < run.seconds < trained.seconds / 2
+    assert free.peak_memory_bytes < run.peak_memory_bytes < trained.peak_memory_bytes
+
+
+def test_the_list_with_the_most_quantized_weights_is_the_one_that_is_learnt(tmp_path: Path) -> None:
+    experts = plan_folder(models.fused_experts(tmp_path / "m"), replace(CONFIG, optimize="data_driven"))
+    attention = sum(t.bytes_after for t in experts.quantized if "self_attn" in t.name)
+    assert experts.disk_bytes - plan_folder(tmp_path / "m", CONFIG).disk_bytes == attention > 0
 
 
 def test_a_model_that_is_quantized_already_is_refused() -> None:
