@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +28,68 @@ from nupes_core.config import QuantizationConfig
 from nupes_core.header import TensorSpec, build_header
 from nupes_core.plan import plan_folder
 
-HIDDEN, INTERMEDIATE, VOCABULARY = 2560, 6912, 32000
 LAYERS_PER_SHARD = 4
 BLOCK_WEIGHTS = 1 << 23
 GOAL_GIB = 1.5
 POLL_SECONDS = 0.05
 
 
-def layer_shapes(index: int) -> dict[str, tuple[int, ...]]:
-    """Tensors of one Llama-like decoder layer."""
-    prefix = f"model.layers.{index}"
-    attention = {f"{prefix}.self_attn.{name}_proj.weight": (HIDDEN, HIDDEN) for name in "qkvo"}
-    up = {f"{prefix}.mlp.{name}_proj.weight": (INTERMEDIATE, HIDDEN) for name in ("gate", "up")}
-    norms = {f"{prefix}.{name}_layernorm.weight": (HIDDEN,) for name in ("input", "post_attention")}
-    return {**attention, **up, f"{prefix}.mlp.down_proj.weight": (HIDDEN, INTERMEDIATE), **norms}
+@dataclass(frozen=True)
+class Llama:
+    """Sizes of a Llama; `key_value` is the width of keys and values."""
+
+    hidden: int
+    intermediate: int
+    key_value: int
+    layers: int
+    vocabulary: int = 32000
+    head: int = 64
+
+    def layer_shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        """Return the tensors of one decoder layer."""
+        prefix = f"model.layers.{index}"
+        widths = {"q": self.hidden, "k": self.key_value, "v": self.key_value, "o": self.hidden}
+        attention = {f"{prefix}.self_attn.{name}_proj.weight": (rows, self.hidden) for name, rows in widths.items()}
+        up = {f"{prefix}.mlp.{name}_proj.weight": (self.intermediate, self.hidden) for name in ("gate", "up")}
+        down = {f"{prefix}.mlp.down_proj.weight": (self.hidden, self.intermediate)}
+        norms = {f"{prefix}.{name}_layernorm.weight": (self.hidden,) for name in ("input", "post_attention")}
+        return {**attention, **up, **down, **norms}
+
+    def tables(self) -> dict[str, tuple[int, ...]]:
+        """Return the tensors outside the layers."""
+        table = (self.vocabulary, self.hidden)
+        return {"model.embed_tokens.weight": table, "lm_head.weight": table, "model.norm.weight": (self.hidden,)}
+
+    def block_params(self) -> int:
+        """Return the parameters of one decoder layer."""
+        return sum(prod(shape) for shape in self.layer_shapes(0).values())
+
+    def params(self) -> int:
+        """Return the parameters of the model."""
+        return self.layers * self.block_params() + sum(prod(shape) for shape in self.tables().values())
+
+    def config(self) -> dict[str, Any]:
+        """Return `config.json`."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.hidden // self.head,
+            "num_key_value_heads": self.key_value // self.head,
+            "head_dim": self.head,
+            "vocab_size": self.vocabulary,
+            "tie_word_embeddings": False,
+        }
 
 
-def make_checkpoint(folder: Path, layers: int, dtype: str) -> None:
+def make_checkpoint(folder: Path, model: Llama, dtype: str) -> None:
     """Write the checkpoint; every tensor is cut out of one block of Gaussian weights, which is cheap."""
-    tables = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "lm_head.weight": (VOCABULARY, HIDDEN)}
-    shards: list[dict[str, tuple[int, ...]]] = [{**tables, "model.norm.weight": (HIDDEN,)}]
-    for first in range(0, layers, LAYERS_PER_SHARD):
-        indices = range(first, min(first + LAYERS_PER_SHARD, layers))
-        shards.append({name: shape for index in indices for name, shape in layer_shapes(index).items()})
+    shards = [model.tables()]
+    for first in range(0, model.layers, LAYERS_PER_SHARD):
+        indices = range(first, min(first + LAYERS_PER_SHARD, model.layers))
+        shards.append({name: shape for index in indices for name, shape in model.layer_shapes(index).items()})
     block = torch.randn(BLOCK_WEIGHTS, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(TORCH_DTYPES[dtype])
     weight_map = {}
     for number, shapes in enumerate(shards, 1):
@@ -56,8 +97,7 @@ def make_checkpoint(folder: Path, layers: int, dtype: str) -> None:
         write_shard(folder / file, shapes, block, dtype)
         weight_map |= dict.fromkeys(shapes, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    config = {"model_type": "llama", "hidden_size": HIDDEN, "vocab_size": VOCABULARY, "num_hidden_layers": layers}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(model.config()))
 
 
 def write_shard(path: Path, shapes: dict[str, tuple[int, ...]], block: torch.Tensor, dtype: str) -> None:
@@ -90,8 +130,8 @@ def run(command: list[str]) -> dict[str, Any]:
         return {"seconds": time.perf_counter() - started, "peak_bytes": peak, "report": json.loads(output.read())}
 
 
-def high_water_bytes(pid: int) -> int:
-    """Return VmHWM of a process, 0 when it is gone."""
+def high_water_bytes(pid: int | str) -> int:
+    """Return VmHWM of a process (or "self"), 0 when it is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -139,12 +179,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the checkpoint is made (default: the temporary folder)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        need = 4 * 2 * (arguments.layers * 80e6 + 170e6)
+        model = Llama(hidden=2560, intermediate=6912, key_value=2560, layers=arguments.layers)
+        need = 4 * 2 * model.params()
         if shutil.disk_usage(name).free < need:
             raise SystemExit(f"needs {need / 1e9:.0f} GB free in {name}; give another place with --folder")
         source = Path(name) / "checkpoint"
         source.mkdir()
-        make_checkpoint(source, arguments.layers, arguments.dtype)
+        make_checkpoint(source, model, arguments.dtype)
         figures = measure(source, Path(name) / "artifact")
     text = markdown(figures, arguments.dtype)
     write_results("memory", {"machine": describe(), "figures": figures}, text)
