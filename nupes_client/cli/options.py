@@ -126,13 +126,13 @@ OptimizeOption = Annotated[
 Steps = Annotated[
     int | None,
     typer.Option(
-        "--steps", min=0, max=10_000, help="Of training, each block.", show_default="200", rich_help_panel=_LEARNING
+        "--steps", min=0, max=10_000, help="Of training, each block.", show_default="64", rich_help_panel=_LEARNING
     ),
 ]
 LearningRate = Annotated[
     float | None,
     typer.Option(
-        "--learning-rate", help="Of the codes, in code units.", show_default="0.003", rich_help_panel=_LEARNING
+        "--learning-rate", help="Of the codes, in code units.", show_default="0.01", rich_help_panel=_LEARNING
     ),
 ]
 BatchSize = Annotated[
