@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -75,6 +76,7 @@ class ChainWalk:
             with quantized_inputs(unit.layers, step.inputs):
                 hidden = run_block(unit.module, step.feed)
             self._source.release(name)
+            gc.collect()  # torch's optimizers are reference cycles: their moments would stay into the next block
 
 
 class GraphWalk:
