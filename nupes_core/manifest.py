@@ -167,12 +167,27 @@ def _card(manifest: dict[str, Any]) -> str:
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return (
         f"---\n{_front_matter(manifest['source'])}---\n\n# {weights['bits']}-bit NUPES\n\n"
-        f"Weights in {weights['bits']} bits, {group}, by a power exponent found without data (arXiv 2308.05600).\n"
+        f"Weights in {weights['bits']} bits, {group}, {_method_words(manifest['config'])} (arXiv 2308.05600).\n"
         f"{_activation_words(manifest)}\n"
         f"```python\n{snippet}\n```\n\n| | |\n|---|---|\n{table}\n\n"
         f"`{MANIFEST_NAME}` has the settings, versions and figures of each layer; check the files with "
         f"`sha256sum -c {SUMS_NAME}`.\n"
     )
+
+
+def _method_words(config: Mapping[str, Any]) -> str:
+    """Say what was found with data, and what without."""
+    if config["optimize"] == "data_free":
+        return "by a power exponent found without data"
+    training, exponent = config["training"], config["weights"]["exponent"]
+    stages = {
+        "codes": training["learn_codes"] or training["error_feedback"],
+        "scales": training["learn_scales"],
+        "exponents": training["learn_exponent"] and exponent["scope"] != "global",
+    }
+    *others, last = [name for name, on in stages.items() if on] or ["grids"]
+    learnt = f"{', '.join(others)} and {last}" if others else last
+    return f"by power exponents; {learnt} were learnt on calibration data"
 
 
 def _activation_words(manifest: Mapping[str, Any]) -> str:

@@ -3,13 +3,14 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nupes_core.config import QuantizationConfig, WeightConfig
+from nupes_core.config import QuantizationConfig, TrainingConfig, WeightConfig
 from nupes_core.errors import LoadCheckError
-from nupes_core.manifest import finalize, read_manifest
+from nupes_core.manifest import finalize, read_manifest, write_manifest
 from nupes_core.pipeline import quantize
 from nupes_core.report import Report
 from tests import models
@@ -101,6 +102,27 @@ def test_a_dense_card_needs_only_transformers(source: Path, tmp_path: Path) -> N
     card = (tmp_path / "dense/README.md").read_text()
     assert "from transformers import" in card
     assert "nupes_core.load" not in card
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (CONFIG, "by a power exponent found without data"),
+        (replace(CONFIG, optimize="data_driven"), "codes, scales and exponents were learnt on calibration data"),
+        (
+            replace(CONFIG, optimize="data_driven", training=TrainingConfig(learn_exponent=False, learn_scales=False)),
+            "; codes were learnt on calibration data",
+        ),
+    ],
+)
+def test_the_card_says_what_was_learnt_on_data(
+    made: tuple[Path, Report], config: QuantizationConfig, said: str
+) -> None:
+    folder, report = made
+    write_manifest(folder, format_name="nupes", config=config, report=report, inputs={}, source=None)
+    card = (folder / "README.md").read_text()
+    assert said in card
+    assert ("without data" in card) == (config.optimize == "data_free")
 
 
 def test_a_damaged_artifact_is_not_finalized(made: tuple[Path, Report]) -> None:
