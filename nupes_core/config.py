@@ -147,8 +147,8 @@ class TrainingConfig:
     learn_scales: bool = True
     tweak_norms: bool = False
     steps: int = 64
-    learning_rate: float = 1e-2
-    batch_size: int = 8
+    learning_rate: float = 1.5e-2
+    batch_size: int = 4
 
     def __post_init__(self) -> None:
         _at_least("training.steps", self.steps, 0)
@@ -156,7 +156,7 @@ class TrainingConfig:
         if not 0 < self.learning_rate <= 1:
             raise InvalidConfigError(
                 f"training.learning_rate is {self.learning_rate!r}; it is in code units and lies in (0, 1]",
-                hint="0.01 is a good default.",
+                hint="0.015 is a good default.",
             )
 
 

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from nupes_core.activations import ActivationQuantizer
 from nupes_core.artifact import StoredWeight
-from nupes_core.checkpoint import SAFETENSORS_DTYPES, TORCH_DTYPES
+from nupes_core.checkpoint import TORCH_DTYPES
 from nupes_core.errors import UnsafeFileError
 from nupes_core.storage import WeightFormat, tensor_specs
 from nupes_core.weight import QuantizedWeight

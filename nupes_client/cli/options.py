@@ -132,13 +132,13 @@ Steps = Annotated[
 LearningRate = Annotated[
     float | None,
     typer.Option(
-        "--learning-rate", help="Of the codes, in code units.", show_default="0.01", rich_help_panel=_LEARNING
+        "--learning-rate", help="Of the codes, in code units.", show_default="0.015", rich_help_panel=_LEARNING
     ),
 ]
 BatchSize = Annotated[
     int | None,
     typer.Option(
-        "--batch-size", min=1, max=256, help="Samples in a step.", show_default="8", rich_help_panel=_LEARNING
+        "--batch-size", min=1, max=256, help="Samples in a step.", show_default="4", rich_help_panel=_LEARNING
     ),
 ]
 NoErrorFeedback = Annotated[

@@ -109,8 +109,8 @@ class OptimizeSpec(Request):
     learn_scales: bool = Field(True, description="Learn the scales in the same training.")
     tweak_norms: bool = Field(False, description="Afterwards train the parameters of norms.")
     steps: int = Field(64, ge=0, le=10_000, description="Optimizer steps for each block.")
-    learning_rate: float = Field(1e-2, gt=0, le=1, description="Of the codes, in code units.")
-    batch_size: int = Field(8, ge=1, le=256, description="Calibration samples in a step.")
+    learning_rate: float = Field(1.5e-2, gt=0, le=1, description="Of the codes, in code units.")
+    batch_size: int = Field(4, ge=1, le=256, description="Calibration samples in a step.")
 
     @model_validator(mode="after")
     def _stages_belong_to_data_driven(self) -> Self:

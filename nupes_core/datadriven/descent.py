@@ -16,8 +16,8 @@ from nupes_core.datadriven.latent import Coded
 from nupes_core.grid import level_lookup
 from nupes_core.scales import index_scales
 
-PASSES = 3
-"""Rounds over all columns; the first brings two thirds of what many bring."""
+PASSES = 2
+"""Rounds over all columns; many more bring 2 % of the error of the block."""
 
 SCALE_OFFSETS = (-2, -1, 1, 2)
 """Steps of the log2 scale that are tried for each group."""
@@ -92,7 +92,7 @@ class _Descent:
         G = self.error @ self.H
         for group in range(fmt.groups):
             columns = slice(group * fmt.group_size, min((group + 1) * fmt.group_size, fmt.cols))
-            level = self.tables[:, group].gather(1, self.codes[:, columns])
+            level = self.tables[:, group].gather(1, self.codes[:, columns].long())
             curvature = ((level @ self.H[columns, columns]) * level).sum(1)
             slope = (G[:, columns] * level).sum(1)
             best_gain, best_index = torch.zeros_like(slope), self.index[:, group].clone()
@@ -120,7 +120,7 @@ class _Descent:
         x = torch.where(scale != 0, wanted / scale, 0.0).unsqueeze(1)
         code = torch.searchsorted((tables[:, 1:] + tables[:, :-1]) / 2, x)
         found = tables.gather(1, code).squeeze(1) * scale
-        self.codes[:, j], self.target[:, j] = code.squeeze(1), wanted
+        self.codes[:, j], self.target[:, j] = code.squeeze(1).to(torch.uint8), wanted
         self.error[:, j] = self.w[:, j] - found
         return found - decoded
 
@@ -132,7 +132,6 @@ class _Descent:
         fmt = self.format
         group = torch.arange(fmt.cols, device=self.w.device) // fmt.group_size
         size = 1 << fmt.bits
-        flat = (
-            (torch.arange(fmt.rows * fmt.groups, device=self.w.device).view(fmt.rows, -1)[:, group]) * size + self.codes
-        )
+        table = torch.arange(fmt.rows * fmt.groups, device=self.w.device).view(fmt.rows, fmt.groups)[:, group]
+        flat = table * size + self.codes.long()
         return self.tables.flatten()[flat] * self.scale[:, group]

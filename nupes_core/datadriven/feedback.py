@@ -38,13 +38,14 @@ def inverse_factor(H: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
         H: [cols, cols], second moments of the inputs; columns that never saw an input count as uncorrelated.
         damping: share of the mean diagonal; raised tenfold until the factorization succeeds.
     """
-    H = H.double().clone()
+    H = H.to(torch.float64, copy=True)
     diagonal = H.diagonal()
     diagonal[diagonal <= 0] = diagonal.mean().clamp_min(1e-12)
-    mean = float(diagonal.mean())
+    mean, applied = float(diagonal.mean()), 0.0
     while True:
-        damped = H + damping * mean * torch.eye(len(H), dtype=H.dtype, device=H.device)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        diagonal += (damping - applied) * mean
+        applied = damping
+        lower, failed = torch.linalg.cholesky_ex(H)
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:
@@ -95,7 +96,7 @@ class _Recursion:
             column = W[:, j]
             x = torch.where(scale != 0, column / scale, 0.0)
             code = (x.unsqueeze(1) > middles).sum(1)
-            self.codes[:, columns.start + j] = code
+            self.codes[:, columns.start + j] = code.to(torch.uint8)
             error = (column - tables.gather(1, code.unsqueeze(1)).squeeze(1) * scale) / U[j, j]
             W[:, j + 1 :].addr_(error, U[j, j + 1 :], alpha=-1)
             errors[:, j] = error

@@ -29,7 +29,7 @@ class Coded:
 
     Attributes:
         format: of the matrix.
-        codes: int64 [rows, cols].
+        codes: uint8 [rows, cols].
         index: int64 [rows, groups], log2 scale; 0 is the scale 0.
         sign: float32 [rows, groups], ±1.
         choice: int64 [rows, groups], exponent choice.
@@ -50,7 +50,7 @@ class Coded:
         """Unpack a stored weight."""
         fmt, tensors = weight.format, weight.tensors
         run = engine(tensors["codes"].device)
-        codes = run.unpack(tensors["codes"], fmt.bits, fmt.rows * fmt.cols).long().view(fmt.rows, fmt.cols)
+        codes = run.unpack(tensors["codes"], fmt.bits, fmt.rows * fmt.cols).to(torch.uint8).view(fmt.rows, fmt.cols)
         words = run.unpack(tensors["scales"], fmt.word_bits, fmt.rows * fmt.groups).long().view(fmt.rows, fmt.groups)
         negative = (words >> fmt.log_bits) & 1 if fmt.layout == "signed" else torch.zeros_like(words)
         index, choice = words & ((1 << fmt.log_bits) - 1), words >> (fmt.word_bits - fmt.choice_bits)
@@ -65,7 +65,7 @@ class Coded:
             words |= (self.sign < 0).long() << fmt.log_bits
         narrow = torch.uint8 if fmt.word_bits <= 8 else torch.uint16
         tensors = {
-            "codes": run.pack(self.codes.to(torch.uint8), fmt.bits),
+            "codes": run.pack(self.codes, fmt.bits),
             "scales": run.pack(words.to(narrow), fmt.word_bits),
             "bases": self.bases,
             "exponents": self.exponents,
@@ -122,7 +122,7 @@ class LatentWeight(nn.Module):
         exponents = self.exponent.detach().round().clamp(*EXPONENT_BOX).to(torch.uint8)
         if len(exponents) != fmt.blocks:
             exponents = exponents.expand(fmt.blocks, -1).contiguous()
-        codes = self.z.detach().round().clamp(0, (1 << fmt.bits) - 1).long()
+        codes = self.z.detach().round().clamp(0, (1 << fmt.bits) - 1).to(torch.uint8)
         return Coded(fmt, codes, index, coded.sign, coded.choice, coded.bases, exponents)
 
     def _fractional(self, target: torch.Tensor) -> torch.Tensor:
@@ -132,7 +132,7 @@ class LatentWeight(nn.Module):
         x = torch.where(scale != 0, target / scale, 0.0)
         flat = self.tables[self.exponent.detach().long().flatten()].flatten()
         size = 1 << fmt.bits
-        here = self._table * size + coded.codes
+        here = self._table * size + coded.codes.long()
         up = flat[here + (coded.codes < size - 1).long()] - flat[here]
         down = flat[here] - flat[here - (coded.codes > 0).long()]
         offset = x - flat[here]
@@ -142,8 +142,8 @@ class LatentWeight(nn.Module):
     def _by_weight(self, by_group: torch.Tensor) -> torch.Tensor:
         """Spread [rows, groups] over the weights; a single 0 where all weights share one table."""
         if not bool(by_group.any()):
-            return torch.zeros((), dtype=torch.int64, device=by_group.device)
-        return by_group.repeat_interleave(self.format.group_size, 1)[:, : self.format.cols].contiguous()
+            return torch.zeros((), dtype=torch.int32, device=by_group.device)
+        return by_group.int().repeat_interleave(self.format.group_size, 1)[:, : self.format.cols].contiguous()
 
 
 class _Decode(torch.autograd.Function):
@@ -162,16 +162,16 @@ class _Decode(torch.autograd.Function):
         fmt: WeightFormat,
     ) -> torch.Tensor:
         size = 1 << fmt.bits
-        flat = (which * size + z.round().clamp(0, size - 1).long()).view(-1)
+        flat = (which * size + z.round().clamp(0, size - 1).int()).view(-1)
         level = table.view(-1).index_select(0, flat).view_as(z)
-        ctx.save_for_backward(flat, level, table, tilt, scale)
+        ctx.save_for_backward(flat, table, tilt, scale)
         ctx.format, ctx.exponent_shape = fmt, exponent.shape
         return _grouped_product(level, scale, fmt)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         grad = grads[0]
-        flat, level, table, tilt, scale = ctx.saved_tensors
+        flat, table, tilt, scale = ctx.saved_tensors
         fmt: WeightFormat = ctx.format
         need_z, need_scale, need_exponent = ctx.needs_input_grad[:3]
         scaled = _grouped_product(grad, scale, fmt)
@@ -180,6 +180,7 @@ class _Decode(torch.autograd.Function):
             grad_z = scaled * _slopes(table).view(-1).index_select(0, flat).view_as(grad)
         if need_scale:
             per_unit = math.log(2) * fmt.log_step / BASE_UNITS
+            level = table.view(-1).index_select(0, flat).view_as(grad)
             grad_scale = per_unit * _group_sums(scaled * level, fmt)
         if need_exponent:
             moved = (scaled.view(-1) * tilt.view(-1).index_select(0, flat)).double()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-CHECKS = 8
+CHECKS = 5
 """Looks at the held-out loss during a training."""
 
 BETAS = (0.9, 0.95)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils import _pytree as pytree
 from nupes_core.config import TrainingConfig, WeightConfig
 from nupes_core.datadriven.descent import descend
 from nupes_core.datadriven.feed import Feed
-from nupes_core.datadriven.feedback import feed_back, inverse_factor
+from nupes_core.datadriven.feedback import Compensated, feed_back, inverse_factor
 from nupes_core.datadriven.latent import Coded, LatentWeight
 from nupes_core.datadriven.layer import matrix_of, weight_of
 from nupes_core.datadriven.learn import Curve, Group, Objective, Schedule, train
@@ -130,27 +131,48 @@ class _UnitWork:
         return UnitResult(weights, moved, norms, stages, curve, norm_curve)
 
     def _start(self, stages: dict[str, float]) -> dict[str, LatentWeight]:
-        """Return the best start by held-out loss: searched as without data, by importance, or with error feedback."""
-        candidates: dict[str, dict[str, LatentWeight]] = {"data_free": self._searched({})}
-        if self.task.data_free:
-            stages["data_free"] = self._held_out_loss(candidates["data_free"])
-            return candidates["data_free"]
-        moments = self._moments()
-        factors = {name: inverse_factor(H) for name, H in moments.items()}
-        importance = {name: U.diagonal().square().reciprocal() for name, U in factors.items()}
-        candidates["importance"] = self._searched(importance)
-        if self.config.error_feedback:
-            candidates["error_feedback"] = {
-                name: self._fed_back(name, latent, factors[name]) if name in factors else latent
-                for name, latent in candidates["importance"].items()
-            }
-            candidates["descent"] = {
-                name: self._descended(name, latent, moments[name]) if name in moments else latent
-                for name, latent in candidates["error_feedback"].items()
-            }
-        for name, latents in candidates.items():
+        """Return the best start by held-out loss; each of them begins where the one before it ended."""
+        best: dict[str, LatentWeight] = {}
+        latents: dict[str, LatentWeight] = {}
+        for name, solve in self._solvers().items():
+            latents = solve(latents)
             stages[name] = self._held_out_loss(latents)
-        return candidates[min(candidates, key=lambda name: stages[name])]
+            if stages[name] == min(stages.values()):
+                best = latents
+        self.matrices = {}  # no longer needed while training needs most
+        return best
+
+    def _solvers(self) -> dict[str, Callable[[dict[str, LatentWeight]], dict[str, LatentWeight]]]:
+        """Return the steps to a start: search without data, by importance, error feedback, coordinate descent."""
+        found: dict[str, Callable[[dict[str, LatentWeight]], dict[str, LatentWeight]]] = {
+            "data_free": lambda _: self._searched({})
+        }
+        if self.task.data_free:
+            return found
+        moments = self._moments()
+        of_inputs = {id(H): inverse_factor(H) for H in moments.values()}  # q, k and v share theirs
+        factors = {name: of_inputs[id(H)] for name, H in moments.items()}
+        importance = {name: U.diagonal().square().reciprocal() for name, U in factors.items()}
+        found["importance"] = lambda _: self._searched(importance)
+        if self.config.error_feedback:
+            found["error_feedback"] = partial(
+                self._solved, lambda w, coded, name: feed_back(w, coded, factors[name]), factors
+            )
+            found["descent"] = partial(self._solved, lambda w, coded, name: descend(w, coded, moments[name]), moments)
+        return found
+
+    def _solved(
+        self,
+        solve: Callable[[torch.Tensor, Coded, str], Compensated],
+        known: Collection[str],
+        latents: Mapping[str, LatentWeight],
+    ) -> dict[str, LatentWeight]:
+        """Solve layer by layer; those without second moments (grouped convolutions) stay as they are."""
+        solved = dict(latents)
+        for name in known:
+            found = solve(self.matrices[name], latents[name].coded, name)
+            solved[name] = LatentWeight(found.coded, found.target)
+        return solved
 
     def _searched(self, importance: Mapping[str, torch.Tensor]) -> dict[str, LatentWeight]:
         found: dict[str, LatentWeight] = {}
@@ -166,14 +188,6 @@ class _UnitWork:
                 raise NumericsError(f"{self.task.unit.full_name(name)}: {error.message}", hint=error.hint) from error
             found[name] = LatentWeight(Coded.unpack(weight), w)
         return found
-
-    def _fed_back(self, name: str, start: LatentWeight, U: torch.Tensor) -> LatentWeight:
-        found = feed_back(self.matrices[name], start.coded, U)
-        return LatentWeight(found.coded, found.target)
-
-    def _descended(self, name: str, start: LatentWeight, H: torch.Tensor) -> LatentWeight:
-        found = descend(self.matrices[name], start.coded, H)
-        return LatentWeight(found.coded, found.target)
 
     def _learn(self, latents: Mapping[str, LatentWeight]) -> Curve:
         rate, config = self.config.learning_rate, self.config
