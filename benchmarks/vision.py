@@ -4,7 +4,7 @@
 
 Batch norms are folded, first and last layer get 8 bits, by every method. Data-free methods see no image; calibrated
 ones see training images, without labels. Top-1 on 932 test images, KL(float ‖ quantized) over class probabilities;
-the same KL on training images that no method sees is what variants are chosen by. Writes (with `--only` or `--setting`
+the same KL on training images that no method sees is there to choose variants by. Writes (with `--only` or `--setting`
 replaces rows of) benchmarks/results/vision.{json,md}.
 """
 
@@ -56,7 +56,7 @@ without are not affected.
 Data-driven rows learn without labels: {training.steps} steps of {training.batch_size} images a block on {calibration}
 training images, or {coded.steps} steps on {learning} where activations are coded; learning rate
 {training.learning_rate}. An eighth of the images is not trained on; the state with the least loss there is kept. Unseen
-KL is that on {unseen} further training images, which no method sees: variants of a row are chosen by it. The
+KL is that on {unseen} further training images, which no method sees: what to choose variants by. The
 AdaRound-style row is the same trainer on a uniform grid: codes are learnt, scales and exponents are not, from the
 search without error feedback. Unlike with AdaRound, codes may move by more than one step.
 """
