@@ -173,7 +173,9 @@ def _input_quantizers(
             for name, layer in coded.items()
             if layer.activation
         }
-    observers = observe({name: layer.module for name, layer in coded.items()}, lambda: run_samples(model, samples))
+    observers = observe(
+        {name: layer.module for name, layer in coded.items()}, lambda: run_samples(model, samples), samples.mask
+    )
     unseen = [name for name, each in observers.items() if not each.count]
     if unseen:
         raise CalibrationError(f"the calibration data did not reach {unseen[0]}", hint="Exclude it, or reach it.")

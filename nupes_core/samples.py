@@ -40,6 +40,19 @@ class Samples:
         """Yield the samples in order, `size` at a time."""
         return (self[start : start + size] for start in range(0, len(self), size))
 
+    def batches_alike(self, size: int) -> Iterator[tuple[Samples, int]]:
+        """Yield the samples in order, `size` at a time, and how many samples of each batch count.
+
+        Where any sample is padded, each batch gets a padded one on top: models call their blocks without a mask where
+        none of a batch is, and masks of some batches alone could not be joined.
+        """
+        padded = torch.empty(0, dtype=torch.int64)
+        if self.mask is not None:
+            padded = (~self.mask).any(1).nonzero()[:1, 0]
+        for start in range(0, len(self), size):
+            index = torch.arange(start, min(start + size, len(self)))
+            yield self[torch.cat([index, padded])], len(index)
+
     @property
     def mask(self) -> torch.Tensor | None:
         """Which positions count, bool [n, length]; None where all do."""

@@ -79,12 +79,28 @@ class ActivationObserver:
         return Evidence(self._tokens, torch.cat([tails, body]), weights)
 
 
-def observe(layers: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, ActivationObserver]:
-    """Call `run`, and return what the layers saw meanwhile."""
+def observe(
+    layers: Mapping[str, nn.Module], run: Callable[[], object], mask: torch.Tensor | None = None
+) -> dict[str, ActivationObserver]:
+    """Call `run`, and return what the layers saw meanwhile.
+
+    Args:
+        layers: by name.
+        run: runs the model on all samples, in order, each once.
+        mask: positions that count, bool [samples, length]; None: all. Inputs without such positions count whole.
+    """
     observers = {name: ActivationObserver(token_dims(layer)) for name, layer in layers.items()}
+    seen = dict.fromkeys(layers, 0)
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _, args: observers[name].update(args[0])
+        def update(_: nn.Module, args: tuple[Any, ...]) -> None:
+            x, first = args[0], seen[name]
+            seen[name] += len(x)
+            counted = None if mask is None else mask[first : first + len(x)]
+            fits = counted is not None and x.dim() == 3 and x.shape[:2] == counted.shape
+            observers[name].update(x[counted] if fits else x)
+
+        return update
 
     with ExitStack() as stack, torch.no_grad():
         for name, layer in layers.items():

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from nupes_core.datadriven.feed import Call, Feed, first_tensor
+from nupes_core.datadriven.feed import Call, Feed, first_samples, first_tensor
 from nupes_core.errors import NupesError, UnsupportedArchitectureError
 from nupes_core.samples import Samples
 
@@ -60,29 +60,15 @@ def trace_chain(model: nn.Module, names: Sequence[str], samples: Samples) -> Cha
     with shims.installed(model), torch.no_grad():
         shims.tuples = not shims.passes(model, samples[:1])
         batches, inputs = [], []
-        for batch, count in _batches(samples):
+        for batch, count in samples.batches_alike(TRACE_BATCH):
             batches.append(shims.run(model, batch, count, 0.0))
             inputs.append(shims.first_input())
         order = shims.order
-        again = shims.run(model, *next(_batches(samples)), 1.0)
+        again = shims.run(model, *next(samples.batches_alike(TRACE_BATCH)), 1.0)
     _check_independent(batches[0], again, order)
     joined: dict[tuple[int, ...], Any] = {}
     feeds = [Feed.gather([calls[name] for calls in batches], joined) for name in order]
     return Chain(order, feeds, torch.cat(inputs))
-
-
-def _batches(samples: Samples) -> Iterator[tuple[Samples, int]]:
-    """Yield batches, and how many samples of each count.
-
-    Where any sample is padded, each batch gets a padded one on top: models call their blocks without a mask where none
-    of a batch is, and masks of some batches alone could not be joined.
-    """
-    padded = torch.empty(0, dtype=torch.int64)
-    if samples.mask is not None:
-        padded = (~samples.mask).any(1).nonzero()[:1, 0]
-    for start in range(0, len(samples), TRACE_BATCH):
-        index = torch.arange(start, min(start + TRACE_BATCH, len(samples)))
-        yield samples[torch.cat([index, padded])], len(index)
 
 
 class _Shims:
@@ -97,7 +83,7 @@ class _Shims:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
         self._calls: dict[str, Call] = {}
-        self._cut: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._cut: dict[int, tuple[Any, Any]] = {}
         self._first: torch.Tensor | None = None
         self._passed: torch.Tensor | None = None
         self._given, self._count, self._shift = 0, 0, 0.0
@@ -152,11 +138,8 @@ class _Shims:
 
     def _counted(self, leaf: Any) -> Any:
         """Return the part of an argument that is for the samples that count; the argument itself where it is whole."""
-        one_each = isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and len(leaf) == self._given
-        if self._given == self._count or not one_each:
-            return leaf
         if id(leaf) not in self._cut:
-            self._cut[id(leaf)] = leaf, leaf[: self._count]
+            self._cut[id(leaf)] = leaf, first_samples(leaf, self._given, self._count)
         return self._cut[id(leaf)][1]
 
     def _shim(self, name: str) -> Callable[..., Any]:

@@ -141,7 +141,7 @@ class Driver:
         coded = {name: layer for name, layer in step.unit.layers.items() if self._of(step, name).activation}
         if not coded:
             return {}
-        observers = observe(coded, lambda: run_block(step.unit.module, step.feed))
+        observers = observe(coded, lambda: run_block(step.unit.module, step.feed), self._mask)
         return {name: observers[name].fit(self._activation(step, name)) for name in coded}
 
     def _activation(self, step: Step, layer: str) -> ActivationConfig:

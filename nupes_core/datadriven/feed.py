@@ -81,6 +81,15 @@ class Feed:
         return Feed(pytree.tree_unflatten(leaves, spec), len(x))
 
 
+def first_samples(leaf: Any, given: int, count: int) -> Any:
+    """Return the part of an argument, of a call for `given` samples, that is for the first `count` of them.
+
+    What has no dimension of samples is returned as it is.
+    """
+    one_each = isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and len(leaf) == given
+    return leaf[:count] if one_each and count < given else leaf
+
+
 def first_tensor(leaves: Sequence[Any]) -> int:
     """Return the position of the first floating point tensor among flattened arguments.
 

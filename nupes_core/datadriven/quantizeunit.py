@@ -37,8 +37,8 @@ EXPONENT_UNTIL = 0.8
 NORM_RATE = 1e-3
 """Learning rate of norm tweaking, relative to the size of the parameter."""
 
-HELD_OUT_SHARE = 1 / 8
-"""Share of the samples that choose the best state and are not trained on."""
+HELD_OUT_EACH = 8
+"""One sample in so many chooses the best state and is not trained on; spread, because data often comes sorted."""
 
 MIN_LOSS_NORM = 1e-30
 
@@ -107,10 +107,11 @@ class _UnitWork:
     ) -> None:
         self.task, self.config = task, config
         self.layers = task.unit.layers
-        held_out = int(len(task.target) * HELD_OUT_SHARE)
-        self.train_samples = len(task.target) - held_out
-        self.held_out = slice(self.train_samples, None) if held_out else slice(0, None)
-        self.schedule = Schedule(config.steps, min(config.batch_size, self.train_samples), generator, on_step)
+        order = torch.arange(len(task.target))
+        held_out = order % HELD_OUT_EACH == HELD_OUT_EACH - 1
+        self.trained = order[~held_out]
+        self.held_out = order[held_out] if bool(held_out.any()) else order
+        self.schedule = Schedule(config.steps, min(config.batch_size, len(self.trained)), generator, on_step)
         self.norm = self._target_variance()
         self.matrices = {name: matrix_of(layer).float().contiguous() for name, layer in self.layers.items()}
 
@@ -205,9 +206,9 @@ class _UnitWork:
             groups += [Group(parameters, kind_rate, until)] if wanted else []
 
         def loss(index: torch.Tensor) -> torch.Tensor:
-            return self._loss(index, self._decoded(latents))
+            return self._loss(self.trained[index], self._decoded(latents))
 
-        return train(groups, Objective(loss, lambda: self._held_out_loss(latents), self.train_samples), self.schedule)
+        return train(groups, Objective(loss, lambda: self._held_out_loss(latents), len(self.trained)), self.schedule)
 
     def _tweak_norms(self, stages: dict[str, float]) -> tuple[dict[str, torch.Tensor], Curve | None]:
         wanted = self.config.tweak_norms and not self.task.data_free
@@ -220,9 +221,9 @@ class _UnitWork:
         group = Group(list(parameters.values()), NORM_RATE * float(size))
 
         def loss(index: torch.Tensor) -> torch.Tensor:
-            return self._loss(index, {})
+            return self._loss(self.trained[index], {})
 
-        curve = train([group], Objective(loss, lambda: self._held_out_loss({}), self.train_samples), self.schedule)
+        curve = train([group], Objective(loss, lambda: self._held_out_loss({}), len(self.trained)), self.schedule)
         stages["norms"] = curve.best
         tuned = {name: parameter.requires_grad_(False).detach().clone() for name, parameter in parameters.items()}
         return tuned, curve
@@ -232,8 +233,7 @@ class _UnitWork:
 
         @torch.no_grad()
         def run() -> None:
-            for start in range(0, self.train_samples, self.schedule.batch_size):
-                index = slice(start, min(start + self.schedule.batch_size, self.train_samples))
+            for index in torch.split(self.trained, self.schedule.batch_size):
                 moments.mask = None if self.task.mask is None else self.task.mask[index]
                 self._output(index, {})
 
@@ -250,19 +250,16 @@ class _UnitWork:
     @torch.no_grad()
     def _held_out_loss(self, latents: Mapping[str, LatentWeight]) -> float:
         weights = self._decoded(latents)
-        first, last = self.held_out.start, len(self.task.target)
-        size = self.schedule.batch_size
-        parts = [slice(start, min(start + size, last)) for start in range(first, last, size)]
-        sums = [float(self._loss(part, weights)) * (part.stop - part.start) for part in parts]
-        return sum(sums) / (last - first)
+        parts = torch.split(self.held_out, self.schedule.batch_size)
+        return sum(float(self._loss(part, weights)) * len(part) for part in parts) / len(self.held_out)
 
-    def _loss(self, index: torch.Tensor | slice, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _loss(self, index: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the mean squared error of the block's output relative to the variance of the target."""
         difference = (self._output(index, weights) - self.task.target[index]).float().square()
         mask = _fitting(self.task.mask, difference)
         return (difference.mean() if mask is None else difference[mask[index]].mean()) / self.norm
 
-    def _output(self, index: torch.Tensor | slice, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _output(self, index: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
         args, kwargs = self.task.feed.batch(index)
         return output_tensor(functional_call(self.task.unit.module, dict(weights), args, kwargs))
 

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from nupes_core.activations import ActivationQuantizer
 from nupes_core.datadriven.blocksource import BlockSource
 from nupes_core.datadriven.chain import Chain
-from nupes_core.datadriven.feed import Call, Feed
+from nupes_core.datadriven.feed import Call, Feed, first_samples
 from nupes_core.datadriven.quantizeunit import output_tensor, quantized_inputs
 from nupes_core.datadriven.units import Unit
 from nupes_core.samples import Samples
@@ -108,15 +109,15 @@ class GraphWalk:
         return [name for name in dict.fromkeys(called) if called.count(name) == 1]
 
     def _feed(self, name: str) -> Feed:
-        calls: list[Call] = []
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
         def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append(Call(args, kwargs, 0))
+            calls.append((args, kwargs))
             raise _Stop
 
         hook = self._model.get_submodule(name).register_forward_pre_hook(record, with_kwargs=True)
         counts = self._run(self._model, hook)
-        return Feed.gather([Call(call.args, call.kwargs, n) for call, n in zip(calls, counts, strict=True)])
+        return Feed.gather([_counted(call, given, count) for call, (given, count) in zip(calls, counts, strict=True)])
 
     def _target(self, name: str) -> torch.Tensor:
         outputs: list[torch.Tensor] = []
@@ -125,13 +126,15 @@ class GraphWalk:
             outputs.append(output_tensor(output))
             raise _Stop
 
-        self._run(self._reference, self._reference.get_submodule(name).register_forward_hook(record))
-        return torch.cat(outputs)
+        counts = self._run(self._reference, self._reference.get_submodule(name).register_forward_hook(record))
+        return torch.cat([output[:count] for output, (_, count) in zip(outputs, counts, strict=True)])
 
     @torch.no_grad()
-    def _run(self, model: nn.Module, hook: Any) -> list[int]:
+    def _run(self, model: nn.Module, hook: Any) -> list[tuple[int, int]]:
+        """Run up to the hook, and return for each batch how many samples it holds, and how many of them count."""
         try:
-            return [self._run_batch(model, batch) for batch in self._samples.batches(RUN_BATCH * 8)]
+            batches = self._samples.batches_alike(RUN_BATCH * 8)
+            return [(self._run_batch(model, batch), count) for batch, count in batches]
         finally:
             hook.remove()
 
@@ -141,6 +144,11 @@ class GraphWalk:
         except _Stop:
             return len(batch)
         raise AssertionError("a unit that was called before is not called any more")
+
+
+def _counted(call: tuple[tuple[Any, ...], dict[str, Any]], given: int, count: int) -> Call:
+    args, kwargs = pytree.tree_map(lambda leaf: first_samples(leaf, given, count), call)
+    return Call(args, kwargs, count)
 
 
 class _Stop(Exception):  # noqa: N818 - no error

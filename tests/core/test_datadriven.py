@@ -80,7 +80,9 @@ def test_no_stage_makes_the_held_out_loss_worse(tmp_path: Path) -> None:
     src = save("llama", tmp_path / "src")
     _, curves = run(src, tmp_path / "out", replace(CONFIG, training=replace(CONFIG.training, tweak_norms=True)))
     for block in ("model.layers.0", "model.layers.1"):
-        starts = [curves[f"start_{name}/{block}"][0] for name in ("data_free", "importance", "error_feedback")]
+        starts = [
+            curves[f"start_{name}/{block}"][0] for name in ("data_free", "importance", "error_feedback", "descent")
+        ]
         held_out, norms = curves[f"held_out/{block}"], curves[f"norms_held_out/{block}"]
         assert held_out[0] == pytest.approx(min(starts), rel=1e-4)
         assert norms[0] == pytest.approx(min(held_out), rel=1e-4)
@@ -89,7 +91,7 @@ def test_no_stage_makes_the_held_out_loss_worse(tmp_path: Path) -> None:
 
 
 def test_trained_norms_reach_the_artifact_in_both_formats(tmp_path: Path) -> None:
-    src = save("llama", tmp_path / "src")
+    src = save("llama", tmp_path / "src", torch.float32)
     config = replace(CONFIG, training=replace(CONFIG.training, tweak_norms=True))
     run(src, tmp_path / "out", config, formats=("nupes", "dense"))
     before = nupes_core.load(src).model.layers[1].input_layernorm.weight

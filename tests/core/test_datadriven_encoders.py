@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import nupes_core
-from nupes_core.config import CalibrationConfig, QuantizationConfig, TrainingConfig, WeightConfig
+from nupes_core.config import ActivationConfig, CalibrationConfig, QuantizationConfig, TrainingConfig, WeightConfig
 from nupes_core.datadriven.chain import trace_chain
 from nupes_core.datadriven.walk import run_block
 from tests.core.tiny import VOCABULARY, build, save
@@ -60,6 +61,24 @@ def test_blocks_see_each_sample_as_if_it_were_alone(name: str, attention: str) -
 def test_what_stands_in_the_padding_does_not_matter(tmp_path: Path) -> None:
     src = save("bert", tmp_path / "src", torch.float32)
     found = [_from_folder(src, tmp_path / str(padding), CONFIG, padding) for padding in (0, 5)]
+    assert torch.allclose(*found, atol=1e-3)
+
+
+@pytest.mark.parametrize("activations", [ActivationConfig(4, scaling="static"), ActivationConfig(4, grid="power")])
+def test_ranges_of_activations_are_not_fitted_to_padding(activations: ActivationConfig, tmp_path: Path) -> None:
+    src = save("bert", tmp_path / "src", torch.float32)
+    config = replace(CONFIG, training=replace(CONFIG.training, steps=0), activations=activations)
+    found = [_from_folder(src, tmp_path / str(padding), config, padding) for padding in (0, 5)]
+    assert torch.allclose(*found, atol=1e-3)
+
+
+def test_a_model_in_memory_does_not_see_what_stands_in_the_padding() -> None:
+    lengths = [LENGTH] * 64 + [4] * 8  # whole samples fill the first batch
+    found = []
+    for padding in (0, 5):
+        model = build("bert")
+        nupes_core.quantize_model(model, CONFIG, calibration=samples(lengths, padding))
+        found.append(_embedded(model))
     assert torch.allclose(*found, atol=1e-3)
 
 
