@@ -183,7 +183,7 @@ def _method_words(config: Mapping[str, Any]) -> str:
     stages = {
         "codes": training["learn_codes"] or training["error_feedback"],
         "scales": training["learn_scales"],
-        "exponents": training["learn_exponent"] and exponent["scope"] != "global",
+        "exponents": training["learn_exponent"] and exponent["mode"] == "search" and exponent["scope"] != "global",
     }
     *others, last = [name for name, on in stages.items() if on] or ["grids"]
     learnt = f"{', '.join(others)} and {last}" if others else last

@@ -63,7 +63,7 @@ def quantize_model(
     on_metric: MetricCallback | None = None,
     edge_bits: int | None = EDGE_BITS,
 ) -> Report:
-    """Replace `nn.Linear`, GPT-2's `Conv1D` and `nn.Conv2d` (as rows [out, in·k·k]) by quantized modules, in place.
+    """Replace `nn.Linear`, `Conv1D` and `nn.Conv2d` (as rows [out, in·k·k]) by quantized modules, in place.
 
     A layer keeps its dtype and device. Tied weights, subclasses of these modules and bare parameters (fused experts)
     are left alone and reported; `nupes_core.quantize` covers the latter on files. Batch norms are folded first; outlier
@@ -75,8 +75,7 @@ def quantize_model(
         config: settings; `layers` selects by module name. Convolutions take `weights.group_size` as it is; -1 gives
             each output channel one scale, as integer kernels want it.
         calibration: inputs of the model (a tensor: its first argument). Data-driven runs and static scales of
-            activations need it;
-            convolution nets get corrected biases from it, and batch norms folded that tracing alone does not find.
+            activations need it; convolution nets get corrected biases from it, and more batch norms folded.
         progress: called after each layer.
         on_metric: called with the points of loss curves of data-driven runs, block by block.
         edge_bits: least bits of the first and the last layer of a convolution net (in the order of its modules), and of
@@ -102,11 +101,11 @@ def quantize_model(
         )
     fold_batch_norms(model, None if samples is None else samples[:EXAMPLE])
     _smooth(model, list(layers.values()), samples, config)
-    inputs = _input_quantizers(model, list(layers.values()), samples)
     convolutional = samples is not None and _is_convolution_net([layer.module for layer in layers.values()])
     reference = _reference(model, list(layers.values()), samples) if samples and convolutional else None
     shared = global_exponent([_to_sample(layer) for layer in layers.values()], config.weights)
     trained = _train(model, list(layers.values()), samples, config, Reporting(progress, on_metric), shared)
+    inputs = _input_quantizers(model, [layer for layer in layers.values() if layer.name not in trained], samples)
     skipped = {name: _skipped(model, name, str(reason)) for name, reason in selected.items() if name not in layers}
     done: dict[str, LayerReport] = {}
     for name, layer in layers.items():

@@ -192,18 +192,19 @@ class _UnitWork:
 
     def _learn(self, latents: Mapping[str, LatentWeight]) -> Curve:
         rate, config = self.config.learning_rate, self.config
-        own_exponent = config.learn_exponent and self.task.shared_exponent is None
+        searched = {name for name, weight in self.task.weights.items() if weight.exponent.mode == "search"}
+        own_exponents = searched if config.learn_exponent and self.task.shared_exponent is None else set()
         kinds = {
-            "z": (config.learn_codes, rate, 1.0),
-            "log_scale": (config.learn_scales, rate * SCALE_RATE, 1.0),
-            "exponent": (own_exponent, rate * EXPONENT_RATE, EXPONENT_UNTIL),
+            "z": (latents.keys() if config.learn_codes else (), rate, 1.0),
+            "log_scale": (latents.keys() if config.learn_scales else (), rate * SCALE_RATE, 1.0),
+            "exponent": (own_exponents, rate * EXPONENT_RATE, EXPONENT_UNTIL),
         }
         groups: list[Group] = []
-        for kind, (wanted, kind_rate, until) in kinds.items():
-            parameters = [getattr(latent, kind) for latent in latents.values()]
-            for parameter in parameters:
-                parameter.requires_grad_(wanted)
-            groups += [Group(parameters, kind_rate, until)] if wanted else []
+        for kind, (learning, kind_rate, until) in kinds.items():
+            for name, latent in latents.items():
+                getattr(latent, kind).requires_grad_(name in learning)
+            parameters = [getattr(latent, kind) for name, latent in latents.items() if name in learning]
+            groups += [Group(parameters, kind_rate, until)] if parameters else []
 
         def loss(index: torch.Tensor) -> torch.Tensor:
             return self._loss(self.trained[index], self._decoded(latents))

@@ -121,6 +121,14 @@ def test_stages_are_switched_off_one_by_one(off: dict[str, bool], tmp_path: Path
     assert ("loss/model.layers.0" in curves) == (len(off) < 3)
 
 
+def test_a_fixed_exponent_is_not_learnt(tmp_path: Path) -> None:
+    src = save("llama", tmp_path / "src")
+    weights = replace(CONFIG.weights, exponent=ExponentConfig("fixed", "layer", 0.7))
+    report, curves = run(src, tmp_path / "out", replace(CONFIG, weights=weights))
+    assert {layer.exponent for layer in report.layers if layer.bits} == {0.7}
+    assert "loss/model.layers.0" in curves
+
+
 @pytest.mark.parametrize("scope", ["global", "layer", "row", "group"])
 @pytest.mark.parametrize("bits", [2, 4])
 def test_every_exponent_scope_is_trained(scope: Any, bits: int, tmp_path: Path) -> None:
