@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -401,12 +402,17 @@ def test_a_ci_step_gets_its_summary(
 
 def test_ctrl_c_while_waiting_leaves_the_job_running(job_id: str, client: Client) -> None:
     process = subprocess.Popen(
-        [NUPES, "job", job_id, "--wait"], stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        [NUPES, "job", job_id, "--wait"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # a shell that starts the tests in the background hands them an ignored SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     first = process.stderr.readline()
     assert "queued" in first
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=20)
     assert process.returncode == 130
     assert f"nupes job {job_id} --wait" in rest
