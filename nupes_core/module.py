@@ -18,11 +18,12 @@ from nupes_core.checkpoint import SAFETENSORS_DTYPES
 from nupes_core.config import ActivationConfig, LayerOverride, QuantizationConfig, WeightConfig
 from nupes_core.datadriven.driver import LayerSettings, Reporting
 from nupes_core.datadriven.inmemory import TrainedLayer, train_module
+from nupes_core.datadriven.layer import matrix_of
 from nupes_core.errors import CalibrationError, InvalidConfigError, NoQuantizableLayersError, NumericsError
 from nupes_core.globalexponent import Matrix, global_exponent
 from nupes_core.header import TensorInfo
 from nupes_core.inference import output_tensors, run_samples
-from nupes_core.layers import REPLACEMENTS, QuantizedConv1D
+from nupes_core.layers import REPLACEMENTS
 from nupes_core.quality import weight_error
 from nupes_core.report import LayerReport, MetricCallback, Progress, ProgressCallback, Report
 from nupes_core.samples import Samples
@@ -50,8 +51,7 @@ class _Layer:
     @property
     def matrix(self) -> torch.Tensor:
         """The weight as [rows = outputs, cols = inputs]."""
-        w: torch.Tensor = self.module.weight.detach()
-        return w.T if REPLACEMENTS[type(self.module)] is QuantizedConv1D else w.flatten(1)
+        return matrix_of(self.module)
 
 
 def quantize_model(
@@ -72,12 +72,12 @@ def quantize_model(
 
     Args:
         model: any module; it is run on calibration data only.
-        config: settings; `layers` selects by module name. Convolutions take `weights.group_size` as it is; -1 gives
-            each output channel one scale, as integer kernels want it.
+        config: settings; `layers` selects by module name. With `weights.group_size` -1 each output channel of a
+            convolution has one scale, as integer kernels want it.
         calibration: inputs of the model (a tensor: its first argument). Data-driven runs and static scales of
             activations need it; convolution nets get corrected biases from it, and more batch norms folded.
         progress: called after each layer.
-        on_metric: called with the points of loss curves of data-driven runs, block by block.
+        on_metric: called with the points of loss curves of data-driven runs.
         edge_bits: least bits of the first and the last layer of a convolution net (in the order of its modules), and of
             their inputs where those are quantized; an override that matches the layer wins. None treats all alike.
 
@@ -101,8 +101,7 @@ def quantize_model(
         )
     fold_batch_norms(model, None if samples is None else samples[:EXAMPLE])
     _smooth(model, list(layers.values()), samples, config)
-    convolutional = samples is not None and _is_convolution_net([layer.module for layer in layers.values()])
-    reference = _reference(model, list(layers.values()), samples) if samples and convolutional else None
+    reference = _reference(model, list(layers.values()), samples)
     shared = global_exponent([_to_sample(layer) for layer in layers.values()], config.weights)
     trained = _train(model, list(layers.values()), samples, config, Reporting(progress, on_metric), shared)
     inputs = _input_quantizers(model, [layer for layer in layers.values() if layer.name not in trained], samples)
@@ -146,7 +145,10 @@ def _is_convolution_net(layers: list[nn.Module]) -> bool:
     return convolutions > 0 and 2 * convolutions >= len(layers)
 
 
-def _reference(model: nn.Module, layers: list[_Layer], samples: Samples) -> Reference:
+def _reference(model: nn.Module, layers: list[_Layer], samples: Samples | None) -> Reference | None:
+    """Return what biases are corrected by; None without data, or where the model is no convolution net."""
+    if samples is None or not _is_convolution_net([layer.module for layer in layers]):
+        return None
     return observe_means(model, {layer.name: layer.module for layer in layers}, samples[:CORRECTED])
 
 

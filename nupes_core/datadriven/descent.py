@@ -65,7 +65,7 @@ class _Descent:
         self.tables = lookup[exponents]  # [rows, groups, levels]
         self.codes, self.index = self.start.codes.clone(), self.start.index.clone()
         self.scale = self.start.scales()
-        self.error = self.w - self._decoded()
+        self.error = self.w - self.start.pack().dequantize()
         self.target = self.w.clone()
 
     def coded(self) -> Coded:
@@ -127,11 +127,3 @@ class _Descent:
     def _scales(self, index: torch.Tensor, group: int) -> torch.Tensor:
         found = index_scales(index.unsqueeze(1), self.start.row_bases(), self.format).squeeze(1)
         return self.start.sign[:, group] * found
-
-    def _decoded(self) -> torch.Tensor:
-        fmt = self.format
-        group = torch.arange(fmt.cols, device=self.w.device) // fmt.group_size
-        size = 1 << fmt.bits
-        table = torch.arange(fmt.rows * fmt.groups, device=self.w.device).view(fmt.rows, fmt.groups)[:, group]
-        flat = table * size + self.codes.long()
-        return self.tables.flatten()[flat] * self.scale[:, group]

@@ -87,12 +87,12 @@ class Driver:
         """
         for index, step in enumerate(walk.steps()):
             self._key = self._next_key(step)
-            formats = {name: self._format(step, name) for name in step.unit.layers}
             tensors = self._work.load_tensors(self._key)
             if tensors is None:
                 result = self._quantize(step, index)
                 self._work.store_tensors(self._key, result.to_tensors())
             else:
+                formats = {name: self._format(step, name) for name in step.unit.layers}
                 result = BlockResult.from_tensors(tensors, formats)
                 self._apply(step, result)
             self._report(step, result, index)

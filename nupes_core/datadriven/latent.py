@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nupes_core.grid import EXPONENT_STEP, MAX_EXPONENT_CODE, exponent_code, level_lookup
+from nupes_core.grid import EXPONENT_STEP, MIN_EXPONENT, exponent_code, level_lookup
 from nupes_core.scales import BASE_UNITS, index_scales
 from nupes_core.search import engine
 from nupes_core.storage import WeightFormat, tensor_specs
@@ -197,7 +197,7 @@ def _slopes(table: torch.Tensor) -> torch.Tensor:
 
 def _tilt(table: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """Return the derivative of each level by the stored exponent: −level·ln v/a² = −level·ln|level|/a, 0 at level 0."""
-    a = (0.3 + codes.double() * EXPONENT_STEP).float().unsqueeze(1)
+    a = (MIN_EXPONENT + codes.double() * EXPONENT_STEP).float().unsqueeze(1)
     size = table.abs()
     return torch.where(size > 0, -table * size.clamp_min(1e-30).log() / a, 0.0) * EXPONENT_STEP
 
@@ -212,6 +212,3 @@ def _grouped_product(x: torch.Tensor, scale: torch.Tensor, fmt: WeightFormat) ->
 def _group_sums(x: torch.Tensor, fmt: WeightFormat) -> torch.Tensor:
     padded = torch.nn.functional.pad(x, (0, fmt.groups * fmt.group_size - fmt.cols))
     return padded.view(fmt.rows, fmt.groups, fmt.group_size).sum(2)
-
-
-assert EXPONENT_BOX[1] <= MAX_EXPONENT_CODE
