@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nupes_core.evaluation import Evaluation, evaluate
     from nupes_core.loading import load
     from nupes_core.module import quantize_model
-    from nupes_core.pipeline import quantize
+    from nupes_core.pipeline import quantize, quantize_shard
     from nupes_core.report import LayerReport, Metric, Progress, Report
     from nupes_core.samples import Samples
 
@@ -46,6 +46,7 @@ _EXPORTS = {
     "load": "loading",
     "quantize": "pipeline",
     "quantize_model": "module",
+    "quantize_shard": "pipeline",
 }
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "load",
     "quantize",
     "quantize_model",
+    "quantize_shard",
 ]
 
 

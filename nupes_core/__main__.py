@@ -65,7 +65,8 @@ def _for_people(report: dict[str, Any], dst: Path) -> dict[str, Any]:
     """Leave out what fills screens, and say what the report does not: where the files are."""
     extra = report.pop("extra")
     del report["layers"]
-    sizes = {f"bytes_{name}": size for name, size in extra["formats"].items()} if len(extra["formats"]) > 1 else {}
+    formats = report.pop("formats")
+    sizes = {f"bytes_{each['format']}": each["bytes_after"] for each in formats} if len(formats) > 1 else {}
     findings = {"findings": "; ".join(extra["findings"])} if extra["findings"] else {}
     return {**report, **sizes, **findings, "files": dst}
 

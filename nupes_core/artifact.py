@@ -90,8 +90,13 @@ def stored_weights(quantization_config: Mapping[str, Any]) -> dict[str, StoredWe
 
 def is_native(config: Mapping[str, Any]) -> bool:
     """Tell whether a `config.json` is that of a native artifact."""
+    return quant_method(config) == QUANT_METHOD
+
+
+def quant_method(config: Mapping[str, Any]) -> object:
+    """Return what a `config.json` says about how its weights are quantized; None for float weights."""
     quantization_config = config.get("quantization_config")
-    return isinstance(quantization_config, Mapping) and quantization_config.get("quant_method") == QUANT_METHOD
+    return quantization_config.get("quant_method") if isinstance(quantization_config, Mapping) else None
 
 
 def _stored_weight(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,15 +11,20 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 
-from nupes_core.artifact import StoredWeight, is_native, stored_weights
+from nupes_core import packedlayers
+from nupes_core.artifact import QUANT_METHOD, StoredWeight, quant_method, stored_weights
 from nupes_core.errors import LoadCheckError, UnsafeFileError, UnsupportedArchitectureError
-from nupes_core.layers import decode_stored
+from nupes_core.ggufmodel import decoded_gguf, holds_gguf
+from nupes_core.layers import QuantizedLayer, decode_stored, dequantize_modules
 from nupes_core.loading import load
 from nupes_core.manifest import SUMS_NAME, hash_file, read_manifest
 from nupes_core.modelfolder import ModelFolder, open_folder, tensor_owners
 from nupes_core.probe import Probe, probe
 from nupes_core.quality import weight_error
+
+_Decoded = Iterator[tuple[str, str, torch.Tensor]]
 
 MSE_TOLERANCE = 1e-3
 """Relative; decoding is exact, only the order of sums may differ."""
@@ -50,7 +55,7 @@ class Check:
 
 
 def verify_artifact(path: str | Path, *, source: str | Path | None = None, expected: Probe | None = None) -> Check:
-    """Check a native or dense artifact: its files, every quantized matrix, and one forward pass.
+    """Check an artifact: its files, every quantized matrix, and one forward pass.
 
     A model that transformers cannot build (it was quantized tensor by tensor) is checked without the forward pass.
 
@@ -65,8 +70,7 @@ def verify_artifact(path: str | Path, *, source: str | Path | None = None, expec
     """
     path = Path(path)
     files = verify_checksums(path)
-    folder = open_folder(path)
-    matrices, compared = _verify_matrices(folder, None if source is None else open_folder(source))
+    matrices, compared = _verify_matrices(path, None if source is None else open_folder(source))
     check = Check(files, matrices, compared, forward=False, reason=None, difference=None)
     try:
         return _verify_forward(path, check, expected)
@@ -107,12 +111,13 @@ def _read_sums(path: Path) -> dict[str, str]:
     return {name: digest for digest, _, name in pairs}
 
 
-def _verify_matrices(folder: ModelFolder, source: ModelFolder | None) -> tuple[int, int]:
+def _verify_matrices(path: Path, source: ModelFolder | None) -> tuple[int, int]:
     """Return how many matrices decoded, and how many were compared with their source."""
-    layers = {layer["name"]: layer for layer in read_manifest(folder.path)["layers"] if layer["skipped_reason"] is None}
+    layers = {layer["name"]: layer for layer in read_manifest(path)["layers"] if layer["skipped_reason"] is None}
     originals = None if source is None else _Tensors(source)
     seen: set[str] = set()
-    for name, tensor, matrix in _decoded(folder, layers):
+    found = _decoded_gguf(path, layers) if holds_gguf(path) else _decoded(open_folder(path), layers)
+    for name, tensor, matrix in found:
         if not bool(matrix.isfinite().all()):
             raise LoadCheckError(f"{name} decodes to NaN or an infinity")
         if originals is not None:
@@ -134,22 +139,40 @@ def _verify_error(name: str, original: torch.Tensor, matrix: torch.Tensor, layer
         )
 
 
-def _decoded(folder: ModelFolder, layers: Mapping[str, Any]) -> Iterator[tuple[str, str, torch.Tensor]]:
+def _decoded(folder: ModelFolder, layers: Mapping[str, Any]) -> _Decoded:
     """Yield (name in the manifest, checkpoint tensor, decoded matrix as it lies in the checkpoint)."""
     tensors = _Tensors(folder)
-    if is_native(folder.config):
-        for entry in stored_weights(folder.config["quantization_config"]).values():
-            yield from _decoded_slices(entry, tensors, layers)
-        return
+    yield from _DECODERS[quant_method(folder.config)](folder, tensors, layers)
+
+
+def _decoded_gguf(path: Path, layers: Mapping[str, Any]) -> _Decoded:
+    for name, matrix in decoded_gguf(path, layers):
+        yield name, f"{name}.weight", matrix
+
+
+def _decoded_native(folder: ModelFolder, tensors: _Tensors, layers: Mapping[str, Any]) -> _Decoded:
+    for entry in stored_weights(folder.config["quantization_config"]).values():
+        yield from _decoded_slices(entry, tensors, layers)
+
+
+def _decoded_packed(folder: ModelFolder, tensors: _Tensors, layers: Mapping[str, Any]) -> _Decoded:
+    for name in layers:
+        read = partial(_read_part, tensors, f"{name}.weight")
+        yield name, f"{name}.weight", packedlayers.decode(folder.config["quantization_config"], name, read)
+
+
+def _read_part(tensors: _Tensors, tensor: str, part: str) -> torch.Tensor:
+    return tensors.slice(f"{tensor}_{part}", None)
+
+
+def _decoded_dense(folder: ModelFolder, tensors: _Tensors, layers: Mapping[str, Any]) -> _Decoded:
     for name in layers:
         bare, _, _ = name.partition("[")
         tensor = bare if bare in tensors.owners else f"{bare}.weight"
         yield name, tensor, tensors.read(tensor, name)
 
 
-def _decoded_slices(
-    entry: StoredWeight, tensors: _Tensors, layers: Mapping[str, Any]
-) -> Iterator[tuple[str, str, torch.Tensor]]:
+def _decoded_slices(entry: StoredWeight, tensors: _Tensors, layers: Mapping[str, Any]) -> _Decoded:
     module = entry.name.removesuffix(".weight")
     names = [module] if entry.slices is None else [f"{module}[{index}]" for index in range(entry.slices)]
     if not set(names) <= set(layers):
@@ -157,6 +180,14 @@ def _decoded_slices(
     matrix = replace(entry, slices=None)
     for name in names:
         yield name, entry.name, decode_stored(matrix, partial(tensors.slice, index=_slice_index(name)))
+
+
+_DECODERS: Mapping[object, Callable[[ModelFolder, _Tensors, Mapping[str, Any]], _Decoded]] = {
+    None: _decoded_dense,
+    QUANT_METHOD: _decoded_native,
+    packedlayers.QUANT_METHOD: _decoded_packed,
+}
+"""By the method that weights are quantized by."""
 
 
 def _slice_index(name: str) -> int | None:
@@ -189,11 +220,14 @@ class _Tensors:
 
 
 def _verify_forward(path: Path, check: Check, expected: Probe | None) -> Check:
-    outputs = probe(load(path, dtype=torch.float32))
+    model = load(path, dtype=torch.float32)
+    outputs = probe(model)
     if outputs is None:
         return replace(check, reason="the model takes inputs that cannot be made up")
     if not all(map(math.isfinite, outputs.values)):
         raise LoadCheckError("a forward pass gives NaN or an infinity")
+    if expected is not None and _codes_inputs(model):
+        outputs = probe(dequantize_modules(model, torch.float32)) or outputs
     difference = None if expected is None else expected.difference(outputs)
     if difference is not None and not difference <= Probe.TOLERANCE:
         raise LoadCheckError(
@@ -202,3 +236,12 @@ def _verify_forward(path: Path, check: Check, expected: Probe | None) -> Check:
             hint="Evaluate and check with the same release of torch, transformers and nupes_core.",
         )
     return replace(check, forward=True, difference=difference)
+
+
+def _codes_inputs(model: nn.Module) -> bool:
+    """Whether inputs of layers are coded: the last bit of a sum then decides between two codes now and then.
+
+    Only a model that computes in the same order gives the same outputs, so it is compared as it was evaluated, with
+    decoded weights.
+    """
+    return any(isinstance(each, QuantizedLayer) and each.input_quantizer is not None for each in model.modules())

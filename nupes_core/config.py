@@ -234,6 +234,12 @@ class QuantizationConfig:
         static = self.activations is not None and self.activations.scaling == "static"
         return static or self.optimize == "data_driven"
 
+    @property
+    def splits(self) -> bool:
+        """Whether the files of a checkpoint can be quantized one without the others."""
+        shared = self.weights.exponent.mode == "search" and self.weights.exponent.scope == "global"
+        return not (self.needs_calibration or shared)
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict that `from_dict` turns back into an equal configuration."""
         return asdict(self)

@@ -18,16 +18,16 @@ from nupes_core.selection import ModelFacts
 FLOAT = 4
 """Bytes of a float32."""
 
-DATA_BYTES = 80_000_000
-"""Code of transformers, samples, and what the allocator keeps. With it a plan says .83 GiB for booklm (4 bits, group
-32, 128 x 256 tokens), of which .80 were measured, and 3.6 GiB for 1.1 billion parameters of TinyLlama's shape (4 bits,
-group 64, 8 x 64 tokens), where 3.6 (first block) and 3.9 (second) were measured."""
+DATA_BYTES = 220_000_000
+"""Code of transformers, samples, and what the allocator keeps. With it a plan says .92 GiB for booklm (3 bits, group
+64, 128 x 256 tokens), of which .91 were measured, and 3.0 GiB for 1.1 billion parameters of TinyLlama's shape (4 bits,
+group 64, 8 x 64 tokens), where 2.7 (first block) and 2.8 (second) were measured."""
 
-CANDIDATE_BYTES = 12
-"""Of each weight for each start that is tried: a latent code (float32) and a code (int64)."""
+CANDIDATE_BYTES = 5
+"""Of each weight for each start that is tried: a latent code (float32) and a code (uint8)."""
 
-CANDIDATES = 4
-"""Starts that are held at once: searched without data, by importance, with error feedback, with coordinate descent."""
+CANDIDATES = 3
+"""Starts that are held at once: the best so far, the last, and the one that is made of it."""
 
 DESCENT_BYTES = 48
 """Of each weight of the matrix that is worked on: error, target, gradient, copies, int64 positions of levels."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,19 @@ def write_file(path: Path, content: bytes) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def place_file(source: Path, target: Path) -> None:
+    """Give a finished file a second name, or copy it where links can not be made; neither is written to afterwards.
+
+    Raises:
+        DiskFullError: no room left.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        with disk_errors(target):
+            shutil.copyfile(source, target)
 
 
 @contextmanager

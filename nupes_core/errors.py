@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class NupesError(Exception):
     """Base of all errors this package raises on purpose.
@@ -45,6 +48,15 @@ class NumericsError(NupesError):
     """A weight or a result holds NaN or an infinity."""
 
     code = "numerics_nan"
+
+
+@contextmanager
+def naming(tensor: str) -> Iterator[None]:
+    """Put the name of a tensor before the message of a `NumericsError` that arises within."""
+    try:
+        yield
+    except NumericsError as error:
+        raise NumericsError(f"{tensor}: {error.message}", hint=error.hint) from error
 
 
 class EvaluationError(NupesError):

@@ -129,7 +129,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # nosec B615
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise EvaluationError(
             f"no tokenizer in {Path(folder).name}: {error}",

@@ -41,6 +41,9 @@ PREFIX_BYTES = 8
 MAX_HEADER_BYTES = 32_000_000
 """About 300 000 tensors in one file. The reference reader takes 100 MB, which costs Python seconds and gigabytes."""
 
+MAX_CONTAINERS = 1_000_000
+"""Lists and objects in a JSON file from a stranger: each costs Python twenty times its two characters."""
+
 MAX_NAME_LENGTH = 1024
 MAX_DIMENSIONS = 16
 _ALIGNMENT = 8
@@ -189,6 +192,17 @@ def build_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> tu
     return len(text).to_bytes(PREFIX_BYTES, "little") + text, header
 
 
+def check_containers(text: bytes, source: str) -> None:
+    """Refuse JSON that would take gigabytes once it is read; brackets in strings count too.
+
+    Raises:
+        UnsafeFileError: more than `MAX_CONTAINERS`.
+    """
+    found = text.count(b"[") + text.count(b"{")
+    if found > MAX_CONTAINERS:
+        raise _unsafe(source, f"holds {found} lists and objects; at most {MAX_CONTAINERS} are read")
+
+
 def _unsafe(source: str, problem: str) -> UnsafeFileError:
     return UnsafeFileError(f"{source} {problem}", hint=_HINT)
 
@@ -207,6 +221,7 @@ def _parse_json(text: bytes, source: str) -> dict[str, Any]:
 
     if not text.startswith(b"{"):
         raise _unsafe(source, f"has a header that starts with {_quote(text[:16])}, not with a JSON object")
+    check_containers(text, source)
     try:
         entries = json.loads(text.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:

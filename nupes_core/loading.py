@@ -1,15 +1,17 @@
-"""Load a model folder — native artifact, dense or float — from its files alone."""
+"""Load a model folder — an artifact of any format, or a float model — from its files alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nupes_core.artifact import is_native
+from nupes_core import packedlayers
+from nupes_core.artifact import QUANT_METHOD, quant_method
 from nupes_core.errors import LoadCheckError, UnsafeFileError, UnsupportedArchitectureError
+from nupes_core.ggufmodel import holds_gguf, load_gguf
 from nupes_core.modelfolder import ModelFolder, open_folder
 from nupes_core.skeleton import build_config
 
@@ -21,13 +23,13 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
     """Load a model for inference. No network, no code from the folder.
 
     Args:
-        path: folder with `config.json` and safetensors.
+        path: folder with `config.json` and safetensors, or an artifact of format `gguf`.
         dtype: of the weights that are not quantized and of the computation; None takes the checkpoint's.
         device: where to put it; None leaves it on the CPU.
 
     Returns:
-        transformers' `PreTrainedModel` in eval mode. Quantized linear layers stay quantized in memory; other quantized
-        tensors (fused experts, embeddings) are decoded while loading.
+        transformers' `PreTrainedModel` in eval mode. Linear layers of a native artifact stay quantized in memory; all
+        other quantized tensors (fused experts, embeddings, those of other formats) are decoded while loading.
 
     Raises:
         UnsafeFileError: the folder holds code, pickles or broken files.
@@ -35,13 +37,34 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
             what the configuration describes.
         LoadCheckError: the folder lacks weights, or holds some that do not fit its configuration.
     """
+    if holds_gguf(Path(path)):
+        return load_gguf(Path(path), dtype).to(device or "cpu")
     folder = open_folder(path)
     _refuse_foreign(folder)
-    if is_native(folder.config):
-        import nupes_core.integrations.transformers  # noqa: F401 - registers the method
+    method = quant_method(folder.config)
+    if method not in _METHODS:
+        raise UnsupportedArchitectureError(f"the model is quantized by {method!r}", hint="Give the original weights.")
     model_class = resolve_model_class(folder.config)
-    model = _from_folder(model_class, folder, dtype)
+    prepare, finish = _METHODS[method]
+    prepare()
+    model = finish(_from_folder(model_class, folder, dtype))
     return model if device is None else model.to(device)
+
+
+def _register_native() -> None:
+    import nupes_core.integrations.transformers  # noqa: F401 - registers the method
+
+
+def _as_it_is(model: Any) -> Any:
+    return model
+
+
+_METHODS: Mapping[object, tuple[Callable[[], None], Callable[[Any], Any]]] = {
+    None: (lambda: None, _as_it_is),
+    QUANT_METHOD: (_register_native, _as_it_is),
+    packedlayers.QUANT_METHOD: (packedlayers.require, packedlayers.decompress),
+}
+"""What is done before and after transformers loads a folder, by the method that its weights are quantized by."""
 
 
 def check_buildable(folder: ModelFolder) -> None:
@@ -100,9 +123,6 @@ def _refuse_foreign(folder: ModelFolder) -> None:
 
 
 def _from_folder(model_class: Any, folder: ModelFolder, dtype: torch.dtype | None) -> Any:
-    method = (folder.config.get("quantization_config") or {}).get("quant_method", "nupes")
-    if method != "nupes":
-        raise UnsupportedArchitectureError(f"the model is quantized by {method!r}", hint="Give the original weights.")
     config = build_config(model_class, folder.config, folder.headers)
     try:
         model, info = model_class.from_pretrained(

@@ -25,6 +25,7 @@ EVALUATION_PROTOCOL = "nupes-eval-1"
 
 _CHUNK_BYTES = 4 << 20
 _SAFE_YAML = re.compile(r"[A-Za-z0-9][\w./-]*")
+_NOT_TOTALS = frozenset({"layers", "seconds", "formats", "extra"})
 _PACKAGES = ("nupes", "torch", "numpy", "numba", "transformers")
 
 OnBytes = Callable[[str, int], None]
@@ -67,7 +68,7 @@ def write_manifest(
         on_bytes: progress of hashing.
     """
     outputs = {path.name: hash_file(path, on_bytes) for path in _files(folder, {MANIFEST_NAME, SUMS_NAME, CARD_NAME})}
-    totals = {key: value for key, value in report.to_dict().items() if key not in {"layers", "seconds", "extra"}}
+    totals = {key: value for key, value in report.to_dict().items() if key not in _NOT_TOTALS}
     manifest = {
         "schema": SCHEMA,
         "format": format_name,
@@ -177,9 +178,10 @@ def _card(manifest: dict[str, Any]) -> str:
 
 def _method_words(config: Mapping[str, Any]) -> str:
     """Say what was found with data, and what without."""
-    if config["optimize"] == "data_free":
-        return "by a power exponent found without data"
     training, exponent = config["training"], config["weights"]["exponent"]
+    uniform = exponent["mode"] == "fixed" and exponent["value"] == 1
+    if config["optimize"] == "data_free":
+        return "on the uniform grid, scales found without data" if uniform else "by a power exponent found without data"
     stages = {
         "codes": training["learn_codes"] or training["error_feedback"],
         "scales": training["learn_scales"],
@@ -187,7 +189,8 @@ def _method_words(config: Mapping[str, Any]) -> str:
     }
     *others, last = [name for name, on in stages.items() if on] or ["grids"]
     learnt = f"{', '.join(others)} and {last}" if others else last
-    return f"by power exponents; {learnt} were learnt on calibration data"
+    grids = "on the uniform grid" if uniform else "by power exponents"
+    return f"{grids}; {learnt} were learnt on calibration data"
 
 
 def _activation_words(manifest: Mapping[str, Any]) -> str:

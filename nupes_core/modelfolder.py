@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nupes_core.errors import UnsafeFileError
-from nupes_core.header import Header, TensorInfo, read_header
+from nupes_core.header import Header, TensorInfo, check_containers, read_header
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
@@ -210,8 +210,10 @@ def _read_json(path: Path, most: int) -> dict[str, Any]:
     size = path.stat().st_size
     if size > most:
         raise UnsafeFileError(f"{path.name} has {size} bytes; at most {most} are read")
+    text = path.read_bytes()
+    check_containers(text, path.name)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UnsafeFileError(f"{path.name} is not JSON: {error}", hint="Upload it again from its source.") from error
     if not isinstance(content, dict):

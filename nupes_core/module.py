@@ -19,7 +19,7 @@ from nupes_core.config import ActivationConfig, LayerOverride, QuantizationConfi
 from nupes_core.datadriven.driver import LayerSettings, Reporting
 from nupes_core.datadriven.inmemory import TrainedLayer, train_module
 from nupes_core.datadriven.layer import matrix_of
-from nupes_core.errors import CalibrationError, InvalidConfigError, NoQuantizableLayersError, NumericsError
+from nupes_core.errors import CalibrationError, InvalidConfigError, NoQuantizableLayersError, naming
 from nupes_core.globalexponent import Matrix, global_exponent
 from nupes_core.header import TensorInfo
 from nupes_core.inference import output_tensors, run_samples
@@ -230,10 +230,8 @@ def _to_sample(layer: _Layer) -> Matrix:
 
 
 def _data_free(layer: _Layer, shared_exponent: float | None) -> QuantizedWeight:
-    try:
+    with naming(layer.name):
         return quantize_weight(layer.matrix, layer.config, shared_exponent=shared_exponent)
-    except NumericsError as error:
-        raise NumericsError(f"{layer.name}: {error.message}", hint=error.hint) from error
 
 
 def _train(

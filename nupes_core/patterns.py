@@ -1,6 +1,7 @@
-"""Regular expressions that strangers send: matched with a time limit, without holding the interpreter lock. Torch-free.
+"""Regular expressions that strangers send: matched with a time limit. Torch-free.
 
-`re` can take exponential time on a pattern such as `(a+)+$` and blocks every thread of the process meanwhile.
+`re` can take exponential time on a pattern such as `(a+)+$` and blocks every thread of the process meanwhile. The
+limits are seconds of the processor as the library `regex` counts them: those of all threads of the process together.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ import regex
 
 from nupes_core.errors import InvalidConfigError
 
-TIME_LIMIT_S = 0.1
-"""For one pattern on one name; an honest one takes microseconds."""
+QUICK_S = 0.005
+"""An honest pattern takes microseconds on a name. It is spared giving up the interpreter lock, which in a process with
+many busy threads takes long to come back, so long that the pattern seemed slow."""
+
+TIME_LIMIT_S = 0.5
+"""For one pattern on one name, while other threads go on."""
 
 
 def check_pattern(setting: str, pattern: str) -> None:
@@ -31,6 +36,13 @@ def matches(pattern: str, name: str) -> bool:
     Raises:
         InvalidConfigError: it takes longer than `TIME_LIMIT_S`.
     """
+    try:
+        return regex.search(pattern, name, timeout=QUICK_S, concurrent=False) is not None
+    except TimeoutError:
+        return _patiently_matches(pattern, name)
+
+
+def _patiently_matches(pattern: str, name: str) -> bool:
     try:
         return regex.search(pattern, name, timeout=TIME_LIMIT_S, concurrent=True) is not None
     except TimeoutError as error:

@@ -6,9 +6,10 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from nupes_core.checkpoint import ShardWriter, tensor_bytes
 from nupes_core.config import QuantizationConfig
 from nupes_core.datadriven.driver import Reporting
 from nupes_core.datadriven.folder import Calibrated, calibrate
-from nupes_core.diskfile import write_file
+from nupes_core.diskfile import place_file, write_file
 from nupes_core.errors import DiskFullError, InvalidConfigError, NoQuantizableLayersError
 from nupes_core.formats import Format, get_format
 from nupes_core.globalexponent import Matrix, global_exponent
@@ -26,8 +27,9 @@ from nupes_core.manifest import hash_file, write_manifest
 from nupes_core.modelfolder import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, ModelFolder, carried_bytes, open_folder
 from nupes_core.plan import Plan, plan_headers, shard_layout
 from nupes_core.planned import Coding, PlannedTensor
-from nupes_core.report import LayerReport, MetricCallback, Progress, ProgressCallback, Report
+from nupes_core.report import FormatFigures, LayerReport, MetricCallback, Progress, ProgressCallback, Report, Share
 from nupes_core.samples import Samples
+from nupes_core.sharded import FinishedShard, read_finished, write_report
 from nupes_core.sources import Checkpoint
 from nupes_core.tensorwork import QuantizedMatrix, TensorWork, check_finite, read_matrix
 from nupes_core.workfolder import WorkFolder
@@ -44,6 +46,7 @@ def quantize(
     workdir: str | Path | None = None,
     formats: Sequence[str] = ("nupes",),
     source: Mapping[str, Any] | None = None,
+    finished: Sequence[str | Path] = (),
 ) -> Report:
     """Quantize a model folder.
 
@@ -56,11 +59,14 @@ def quantize(
         on_metric: called with the points of loss curves, block by block.
         workdir: folder where finished matrices and blocks are committed, so that a second attempt resumes; None keeps
             nothing.
-        formats: names of `nupes_core.formats.FORMATS`.
+        formats: names of `nupes_core.formats.FORMATS`. Those that cannot hold the codes of the first are quantized
+            for themselves, one after the other.
         source: origin of the model, for the manifest.
+        finished: results of `quantize_shard`, which are taken instead of doing that work here. Those of another release
+            or of other settings are passed over.
 
     Returns:
-        Figures per layer and totals; `extra["formats"]` has the bytes of the weight files by format.
+        Figures per layer and totals, of the format named first; `formats` has the sizes of each.
 
     Raises:
         UnsafeFileError: the source is broken or unsafe.
@@ -74,20 +80,70 @@ def quantize(
     started = time.monotonic()
     _refuse_unused(calibration, config)
     folder = open_folder(src)
-    written = [get_format(name) for name in dict.fromkeys(formats)]
-    plan = plan_headers(folder.headers, folder.config, config, formats=[fmt.name for fmt in written])
+    plan = plan_headers(folder.headers, folder.config, config, formats=formats)
     _refuse_empty(plan)
+    names = [figures.format for figures in plan.formats]
     work = WorkFolder(workdir) if workdir is not None else None
-    run = _Run(folder, plan, config, progress, work, source)
+    taken = read_finished(finished, config, names) if config.splits else {}
     if config.needs_calibration:
         samples = read_samples(folder, calibration, config.calibration, seed=config.seed)
     with ExitStack() as stack:
         staging = stack.enter_context(_staged(Path(dst), plan.artifact_bytes))
+        place = staging.joinpath if len(names) > 1 else lambda _: staging
+        runs = _runs(folder, plan, place, progress, work, taken)
         if config.needs_calibration:
             blocks = work or WorkFolder(stack.enter_context(_scratch(Path(dst))))
-            run.calibrate(samples, blocks, Reporting(progress, on_metric))
-        outputs = [_Output(staging / fmt.name if len(written) > 1 else staging, fmt) for fmt in written]
-        return run.execute(outputs, started)
+            for run in runs:
+                run.calibrate(samples, blocks, on_metric)
+        inputs = _hash_inputs(folder, taken, progress)
+        on_bytes = _ByteCounter("packaging", plan.artifact_bytes, progress)
+        layers = [run.weights() for run in runs]
+        plan = replace(plan, formats=_measured(plan.formats, {name: size for run in runs for name, size in run.pack()}))
+        seconds = time.monotonic() - started
+        finishing = zip(runs, layers, strict=True)
+        reports = [run.finish(done, plan, inputs, source, seconds, on_bytes) for run, done in finishing]
+        return reports[0]
+
+
+def quantize_shard(
+    src: str | Path,
+    dst: str | Path,
+    config: QuantizationConfig,
+    *,
+    progress: ProgressCallback | None = None,
+    workdir: str | Path | None = None,
+    formats: Sequence[str] = ("nupes",),
+) -> FinishedShard:
+    """Quantize one file of a checkpoint, for `quantize(finished=…)`; needs memory for its largest tensor.
+
+    Args:
+        src: folder with that file and `config.json` alone; no index.
+        dst: new or empty folder for `<format>/model.safetensors` and `shard.json`. It appears whole or not at all.
+        config: what to do; the same for all files.
+        progress: called at each matrix and hashed chunk.
+        workdir: folder where finished matrices are committed; None keeps nothing.
+        formats: names of `nupes_core.formats.FORMATS`.
+
+    Raises:
+        InvalidConfigError: with these settings the result depends on other files too, or `dst` is in use.
+        UnsafeFileError, NumericsError, DiskFullError: as in `quantize`.
+    """
+    if not config.splits:
+        raise InvalidConfigError("data, or one exponent for the whole model, need all files of a checkpoint at once")
+    folder = open_folder(src)
+    plan = plan_headers(folder.headers, folder.config, config, formats=formats)
+    work = WorkFolder(workdir) if workdir is not None else None
+    (name,) = folder.headers
+    with _staged(Path(dst), plan.artifact_bytes) as staging:
+        runs = _runs(folder, plan, staging.joinpath, progress, work, {})
+        source = _hash_inputs(folder, {}, progress)[name]
+        layers = {fmt: done for run in runs for fmt, done in dict.fromkeys(run.names, run.weights()).items()}
+        done = FinishedShard(Path(dst), name, source, layers)
+        write_report(staging, done, config)
+    return done
+
+
+_WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 
 
 @dataclass(frozen=True)
@@ -99,58 +155,116 @@ class _Output:
 
 
 class _Run:
-    """One quantization: what it reads, what it decided, how far it is."""
+    """One quantization, for formats of one recipe: what it reads, what it decided, how far it is."""
 
     def __init__(
         self,
         folder: ModelFolder,
         plan: Plan,
-        config: QuantizationConfig,
-        progress: ProgressCallback | None,
+        outputs: Sequence[_Output],
+        share: Share,
         work: WorkFolder | None,
-        source: Mapping[str, Any] | None,
+        finished: Mapping[str, FinishedShard],
     ) -> None:
-        self.folder, self.plan, self.config, self.source = folder, plan, config, source
-        self._progress, self._work = progress, work
+        self.folder, self.plan, self.config = folder, plan, plan.config
+        self.names = [output.format.name for output in outputs]
+        self._outputs, self._share = outputs, share
+        self._finished = finished
+        self._work = work
         self._calibrated = Calibrated()
         self._done = 0
         self._shards: dict[str, list[PlannedTensor]] = {shard: [] for shard in folder.headers}
         for tensor in plan.tensors:
             self._shards[tensor.shard].append(tensor)
 
-    def calibrate(self, samples: Samples, work: WorkFolder, reporting: Reporting) -> None:
+    def calibrate(self, samples: Samples, work: WorkFolder, on_metric: MetricCallback | None) -> None:
         """Run the model on the samples and quantize its blocks by what they do."""
         with Checkpoint(self.folder) as checkpoint:
-            shared = self._shared_exponent(checkpoint)
             self._calibrated = calibrate(
-                self.folder, checkpoint, self.plan.quantized, self.config, samples, work, reporting, shared
+                self.folder,
+                checkpoint,
+                self.plan.quantized,
+                self.config,
+                samples,
+                work,
+                Reporting(self._share, self._named(on_metric)),
+                self._shared_exponent,
             )
 
-    def execute(self, outputs: Sequence[_Output], started: float) -> Report:
-        """Do all of it and return the report."""
-        for output in outputs:
+    def weights(self) -> tuple[LayerReport, ...]:
+        """Write the weights; return the figures of the tensors."""
+        for output in self._outputs:
             output.path.mkdir(exist_ok=True)
-        inputs = self._hash_inputs()
         with Checkpoint(self.folder) as checkpoint:
-            layers = self._quantize(checkpoint, outputs)
-        sizes = {output.format.name: self._write_small_files(output) for output in outputs}
-        reports = {name: self._report(layers, size, sizes, time.monotonic() - started) for name, size in sizes.items()}
-        for output in outputs:
-            self._write_manifest(output, reports[output.format.name], inputs)
-        return reports[outputs[0].format.name]
+            return self._quantize(checkpoint, self._outputs)
+
+    def pack(self) -> Iterator[tuple[str, int]]:
+        """Write everything but weights, manifest and card; yield the formats and the bytes of their weight files."""
+        for output in self._outputs:
+            self._write_small_files(output)
+            files = [path for path in output.path.iterdir() if path.suffix in _WEIGHT_SUFFIXES]
+            yield output.format.name, sum(path.stat().st_size for path in files)
+
+    def finish(
+        self,
+        layers: tuple[LayerReport, ...],
+        whole: Plan,
+        inputs: Mapping[str, Mapping[str, Any]],
+        source: Mapping[str, Any] | None,
+        seconds: float,
+        on_bytes: _ByteCounter,
+    ) -> Report:
+        """Write manifests and cards and return the report of the first format; `whole` is the plan of all runs."""
+        figures = {each.format: each for each in whole.formats}
+        reports = [self._report(layers, figures[name], whole, seconds) for name in self.names]
+        for output, report in zip(self._outputs, reports, strict=True):
+            write_manifest(
+                output.path,
+                format_name=output.format.name,
+                config=self.config,
+                report=report,
+                inputs=inputs,
+                source=source,
+                findings=self.folder.findings,
+                on_bytes=on_bytes,
+            )
+        return reports[0]
+
+    def _named(self, on_metric: MetricCallback | None) -> MetricCallback | None:
+        """Tell the curves of a second run from those of the first."""
+        if on_metric is None or self._share.index == 0:
+            return on_metric
+        name = self.names[0]
+        return lambda metric: on_metric(replace(metric, series=f"{metric.series} ({name})"))
 
     def _quantize(self, checkpoint: Checkpoint, outputs: Sequence[_Output]) -> tuple[LayerReport, ...]:
-        work = TensorWork(checkpoint, self._work, self._shared_exponent(checkpoint), self._calibrated.layers)
+        recipe = outputs[0].format.recipe
+        work = TensorWork(checkpoint, recipe, self._work, self._shared_exponent, self._calibrated.layers)
         layers: list[LayerReport] = []
         for shard, tensors in self._shards.items():
+            if shard in self._finished:
+                layers += self._take(self._finished[shard], tensors, outputs)
+                continue
             with ExitStack() as stack:
                 writers = [stack.enter_context(self._writer(output, shard, tensors)) for output in outputs]
                 for tensor in tensors:
                     layers += self._tensor(tensor, checkpoint, work, outputs, writers)
         return tuple(layers)
 
-    def _shared_exponent(self, checkpoint: Checkpoint) -> float | None:
-        return global_exponent([_matrix(checkpoint, tensor) for tensor in self.plan.quantized], self.config.weights)
+    def _take(
+        self, done: FinishedShard, tensors: Sequence[PlannedTensor], outputs: Sequence[_Output]
+    ) -> tuple[LayerReport, ...]:
+        for output in outputs:
+            header = shard_layout(tensors, output.format)[1]
+            place_file(done.file(output.format.name, header), output.path / self._output_name(done.name))
+        self._advance(sum(tensor.params for tensor in tensors), done.name)
+        return done.layers[self.names[0]]
+
+    @cached_property
+    def _shared_exponent(self) -> float | None:
+        with Checkpoint(self.folder) as checkpoint:
+            matrices = [_matrix(checkpoint, tensor) for tensor in self.plan.quantized]
+            return global_exponent(matrices, self.config.weights)
 
     def _tensor(
         self,
@@ -182,8 +296,7 @@ class _Run:
 
     def _advance(self, params: int, message: str) -> None:
         self._done += params
-        if self._progress:
-            self._progress(Progress("quantizing", self._done, self.plan.params, "params", message))
+        self._share(Progress("quantizing", self._done, self.plan.params, "params", message))
 
     def _writer(self, output: _Output, shard: str, tensors: Sequence[PlannedTensor]) -> ShardWriter:
         head, header = shard_layout(tensors, output.format)
@@ -192,53 +305,72 @@ class _Run:
     def _output_name(self, shard: str) -> str:
         return shard if self.folder.indexed else SINGLE_NAME
 
-    def _hash_inputs(self) -> dict[str, dict[str, Any]]:
-        own = [name for name in (CONFIG_NAME, INDEX_NAME) if (self.folder.path / name).is_file()]
-        names = sorted({*own, *self.folder.headers, *self.folder.carried})
-        on_bytes = self._byte_counter("validating", sum((self.folder.path / name).stat().st_size for name in names))
-        return {name: hash_file(self.folder.path / name, on_bytes) for name in names}
-
-    def _byte_counter(self, phase: str, total: int) -> _ByteCounter:
-        return _ByteCounter(phase, total, self._progress)
-
-    def _write_small_files(self, output: _Output) -> int:
-        """Write everything but weights, manifest and card; return the bytes of the weight files."""
+    def _write_small_files(self, output: _Output) -> None:
+        """Write everything but weights, manifest and card."""
         reached = self._calibrated.layers
         written = tuple(each if each.name in reached else each.without_data() for each in self.plan.tensors)
         config = output.format.config(self.folder.config, written, self.config.to_dict())
         write_file(output.path / CONFIG_NAME, _json(config))
-        layouts = {shard: shard_layout(tensors, output.format)[1] for shard, tensors in self._shards.items()}
         if self.folder.indexed:
+            layouts = {shard: shard_layout(tensors, output.format)[1] for shard, tensors in self._shards.items()}
             write_file(output.path / INDEX_NAME, _json(_index(layouts)))
         for name in self.folder.carried:
             write_file(output.path / name, carried_bytes(self.folder.path / name))
-        return sum((output.path / self._output_name(shard)).stat().st_size for shard in layouts)
+        if pack := _CONTAINERS.get(output.format.name):
+            pack(output.path, written)
 
-    def _write_manifest(self, output: _Output, report: Report, inputs: Mapping[str, Mapping[str, Any]]) -> None:
-        write_manifest(
-            output.path,
-            format_name=output.format.name,
-            config=self.config,
-            report=report,
-            inputs=inputs,
-            source=self.source,
-            findings=self.folder.findings,
-            on_bytes=self._byte_counter("packaging", report.bytes_after),
-        )
-
-    def _report(self, layers: tuple[LayerReport, ...], size: int, sizes: Mapping[str, int], seconds: float) -> Report:
+    def _report(self, layers: tuple[LayerReport, ...], figures: FormatFigures, whole: Plan, seconds: float) -> Report:
         return Report(
             layers=layers,
             params=self.plan.params,
             quantized_params=self.plan.quantized_params,
             bytes_before=self.plan.bytes_before,
-            bytes_after=size,
+            bytes_after=figures.bytes_after,
             bits_per_weight=self.plan.bits_per_weight,
             coverage_pct=self.plan.coverage_pct,
             coverage_bytes_pct=self.plan.coverage_bytes_pct,
             seconds=seconds,
-            extra={"formats": dict(sizes), "findings": list(self.folder.findings)},
+            formats=whole.formats,
+            extra={"findings": list(self.folder.findings)},
         )
+
+
+def _pack_gguf(folder: Path, tensors: tuple[PlannedTensor, ...]) -> None:
+    from nupes_core.ggufcontainer import pack
+
+    pack(folder, tensors)
+
+
+_CONTAINERS: Mapping[str, Callable[[Path, tuple[PlannedTensor, ...]], None]] = {"gguf": _pack_gguf}
+"""What makes one file of the tensors and the small files of an artifact, for formats that want one."""
+
+
+def _runs(
+    folder: ModelFolder,
+    plan: Plan,
+    place: Callable[[str], Path],
+    progress: ProgressCallback | None,
+    work: WorkFolder | None,
+    finished: Mapping[str, FinishedShard],
+) -> list[_Run]:
+    """Return a run for each part of the plan; `place` says where the artifact of a format goes."""
+    runs = []
+    for index, part in enumerate(plan.parts):
+        formats = [get_format(figures.format) for figures in part.formats]
+        outputs = [_Output(place(fmt.name), fmt) for fmt in formats]
+        runs.append(_Run(folder, part, outputs, Share(index, len(plan.parts), progress), work, finished))
+    return runs
+
+
+def _hash_inputs(
+    folder: ModelFolder, finished: Mapping[str, FinishedShard], progress: ProgressCallback | None
+) -> dict[str, dict[str, Any]]:
+    own = [name for name in (CONFIG_NAME, INDEX_NAME) if (folder.path / name).is_file()]
+    names = sorted({*own, *folder.headers, *folder.carried})
+    hashed = [name for name in names if name not in finished]
+    on_bytes = _ByteCounter("validating", sum((folder.path / name).stat().st_size for name in hashed), progress)
+    known = {name: done.source for name, done in finished.items()}
+    return {name: dict(known.get(name) or hash_file(folder.path / name, on_bytes)) for name in names}
 
 
 class _ByteCounter:
@@ -253,6 +385,11 @@ class _ByteCounter:
         if self._progress:
             total = max(self._total, self._done)
             self._progress(Progress(self._phase, self._done, total, "bytes", name))
+
+
+def _measured(planned: Sequence[FormatFigures], sizes: Mapping[str, int]) -> tuple[FormatFigures, ...]:
+    """Return the figures with sizes as they are; a container holds metadata that the plan does not know."""
+    return tuple(replace(figures, bytes_after=sizes[figures.format]) for figures in planned)
 
 
 def _matrix(checkpoint: Checkpoint, tensor: PlannedTensor) -> Matrix:
@@ -279,13 +416,15 @@ def _scratch(dst: Path) -> Iterator[Path]:
 
 
 def _refuse_empty(plan: Plan) -> None:
-    if plan.quantized_params:
-        return
-    reasons = sorted({tensor.skipped_reason or "" for tensor in plan.skipped})[:5] or ["the model is empty"]
-    raise NoQuantizableLayersError(
-        f"none of the {len(plan.tensors)} tensors is left to quantize: {'; '.join(reasons)}",
-        hint="Exclude less, or see the plan for the reason of each tensor.",
-    )
+    for part in plan.parts:
+        if part.quantized_params:
+            continue
+        names = " and ".join(figures.format for figures in part.formats)
+        reasons = sorted({tensor.skipped_reason or "" for tensor in part.skipped})[:5] or ["the model is empty"]
+        raise NoQuantizableLayersError(
+            f"none of the {len(part.tensors)} tensors is left to quantize for {names}: {'; '.join(reasons)}",
+            hint="Exclude less, or see the plan for the reason of each tensor.",
+        )
 
 
 @contextmanager

@@ -6,17 +6,19 @@ Needs neither torch nor numpy: the HTTP service imports this.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nupes_core.config import QuantizationConfig
 from nupes_core.datacost import DataCost, data_cost
 from nupes_core.errors import InvalidConfigError
-from nupes_core.formats import Format, get_format
+from nupes_core.evaluationcost import evaluation_bytes
+from nupes_core.formats import Format, format_groups
 from nupes_core.header import Header, TensorSpec, build_header, parse_header
 from nupes_core.modelfolder import open_folder, tensor_owners
 from nupes_core.planned import PlannedTensor, plan_tensor
+from nupes_core.report import FormatFigures
 from nupes_core.selection import ModelFacts
 
 FILE_METADATA = {"format": "pt"}
@@ -41,21 +43,39 @@ BYTES_PER_TENSOR_LINE = 1_000
 
 
 @dataclass(frozen=True)
+class ShardPlan:
+    """One file of a checkpoint: its name, its parameters, and the peak memory of the work on it."""
+
+    name: str
+    params: int
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What a job would do.
+    """What a job would do. Formats that need codes of their own are runs of their own: `parts`.
+
+    What is said of tensors, coverage and bits is true of the formats of the first part; sizes and time are sums over
+    all formats, memory is that of the part that takes most.
 
     Attributes:
         tensors: every tensor of the checkpoint, by file and position.
+        config: what the weights are quantized with: as asked for, adapted to the formats.
+        formats: what will be written; exact bytes of the weight files, headers included.
+        parts: a plan for each run, themselves without parts.
         bytes_before: weight files as they are.
-        artifact_bytes: exact bytes of the weight files to be written, headers included; the small files (configuration,
-            tokenizer, manifest) come on top.
+        artifact_bytes: exact bytes of all weight files to be written; the small files (configuration, tokenizer,
+            manifest) come on top.
         bits_per_weight: stored bytes of the quantized tensors x 8 / their parameters; 0 when nothing is quantized.
         coverage_pct, coverage_bytes_pct: share of the model that is quantized.
-        peak_memory_bytes, disk_bytes, seconds: estimates for the quantization itself on one core, without evaluation;
-            of runs on data, for data that is given.
+        peak_memory_bytes: estimate for the quantization, and for the evaluation after it where one is asked for; of
+            runs on data, for data that is given.
+        disk_bytes, seconds: estimates for the quantization itself on one core, without evaluation.
     """
 
     tensors: tuple[PlannedTensor, ...]
+    config: QuantizationConfig
+    formats: tuple[FormatFigures, ...]
     params: int
     quantized_params: int
     bytes_before: int
@@ -66,6 +86,7 @@ class Plan:
     peak_memory_bytes: int
     disk_bytes: int
     seconds: float
+    parts: tuple[Plan, ...] = ()
 
     @property
     def quantized(self) -> tuple[PlannedTensor, ...]:
@@ -77,22 +98,40 @@ class Plan:
         """Tensors that are left alone."""
         return tuple(tensor for tensor in self.tensors if tensor.coding is None)
 
+    def shards(self) -> tuple[ShardPlan, ...]:
+        """Return what each file of the checkpoint takes when it is quantized by itself."""
+        files: dict[str, list[PlannedTensor]] = {}
+        for part in self.parts or (self,):
+            for tensor in part.tensors:
+                files.setdefault(tensor.shard, []).append(tensor)
+        runs = len(self.parts) or 1
+        return tuple(
+            ShardPlan(name, sum(t.params for t in tensors) // runs, _peak(tensors)) for name, tensors in files.items()
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict: the totals, `layers` that are quantized, and `skipped` tensors with reasons."""
-        totals = {key: value for key, value in vars(self).items() if key != "tensors"}
+        totals = {key: value for key, value in vars(self).items() if key not in {"tensors", "config", "parts"}}
+        totals["formats"] = [asdict(figures) for figures in self.formats]
         layers = [tensor.to_dict() for tensor in self.quantized]
         return {**totals, "layers": layers, "skipped": [tensor.to_dict() for tensor in self.skipped]}
 
 
-def plan_folder(path: str | Path, config: QuantizationConfig, *, formats: Sequence[str] = ("nupes",)) -> Plan:
-    """Plan the quantization of a model folder.
+def plan_folder(
+    path: str | Path,
+    config: QuantizationConfig,
+    *,
+    formats: Sequence[str] = ("nupes",),
+    evaluation_context: int | None = None,
+) -> Plan:
+    """Plan the quantization of a model folder; arguments as for `plan_headers`.
 
     Raises:
         UnsafeFileError: the folder or a file in it is broken or unsafe.
         InvalidConfigError: unknown format, or the model is quantized already.
     """
     folder = open_folder(path)
-    return plan_headers(folder.headers, folder.config, config, formats=formats)
+    return plan_headers(folder.headers, folder.config, config, formats=formats, evaluation_context=evaluation_context)
 
 
 def plan_headers(
@@ -101,6 +140,7 @@ def plan_headers(
     config: QuantizationConfig,
     *,
     formats: Sequence[str] = ("nupes",),
+    evaluation_context: int | None = None,
 ) -> Plan:
     """Plan from headers alone; no tensor is read.
 
@@ -109,22 +149,63 @@ def plan_headers(
         model_config: content of `config.json`; may be empty.
         config: what is asked for.
         formats: what will be written; sizes are summed over them.
+        evaluation_context: tokens of a window of the evaluation after it; None for none.
 
     Raises:
         UnsafeFileError: a header is broken, or two files hold the same tensor.
         InvalidConfigError: unknown format, or the model is quantized already.
     """
     refuse_quantized(model_config)
-    written = [get_format(name) for name in formats]
+    groups = format_groups(formats)
+    for group in groups:
+        group[0].recipe.check(model_config)
     checked = {name: _parsed(name, header) for name, header in sorted(headers.items())}
     tensor_owners(checked)
     facts = ModelFacts.from_config(model_config)
-    tensors = {name: [plan_tensor(name, info, facts, config) for info in checked[name].tensors] for name in checked}
-    layouts = [shard_layout(shard, fmt)[1] for fmt in written for shard in tensors.values()]
-    everything = tuple(tensor for shard in tensors.values() for tensor in shard)
-    before = sum(header.file_bytes for header in checked.values())
+    parts = tuple(_plan_group(group, checked, facts, config, evaluation_context) for group in groups)
+    figures = {each.format: each for part in parts for each in part.formats}
+    return replace(
+        parts[0],
+        formats=tuple(figures[name] for name in dict.fromkeys(formats)),
+        artifact_bytes=sum(part.artifact_bytes for part in parts),
+        peak_memory_bytes=max(part.peak_memory_bytes for part in parts),
+        disk_bytes=sum(part.disk_bytes for part in parts),
+        seconds=round(sum(part.seconds for part in parts) - START_SECONDS * (len(parts) - 1), 1),
+        parts=parts,
+    )
+
+
+def _plan_group(
+    group: Sequence[Format],
+    headers: Mapping[str, Header],
+    facts: ModelFacts,
+    asked: QuantizationConfig,
+    evaluation_context: int | None,
+) -> Plan:
+    """Plan the run for formats of one recipe."""
+    recipe = group[0].recipe
+    config = recipe.adapt(asked)
+    shards = [[plan_tensor(name, info, facts, config, recipe) for info in headers[name].tensors] for name in headers]
+    everything = tuple(tensor for shard in shards for tensor in shard)
+    before = sum(header.file_bytes for header in headers.values())
     data = data_cost(everything, facts, config) or DataCost(0, 0.0, 0)
-    return _total(everything, before, sum(layout.file_bytes for layout in layouts), data)
+    figures = tuple(_figures(fmt, shards, everything) for fmt in group)
+    plan = _total(everything, config, figures, before, data)
+    if evaluation_context is None:
+        return plan
+    evaluating = BASE_MEMORY_BYTES + evaluation_bytes(everything, facts, evaluation_context)
+    return replace(plan, peak_memory_bytes=max(plan.peak_memory_bytes, evaluating))
+
+
+def _figures(fmt: Format, shards: Sequence[Sequence[PlannedTensor]], tensors: Sequence[PlannedTensor]) -> FormatFigures:
+    quantized = [tensor for tensor in tensors if tensor.coding is not None]
+    params = sum(tensor.params for tensor in quantized)
+    return FormatFigures(
+        format=fmt.name,
+        bytes_after=sum(shard_layout(shard, fmt)[1].file_bytes for shard in shards),
+        bits_per_weight=_ratio(8 * sum(fmt.weight_bytes(tensor) for tensor in quantized), params),
+        coverage_pct=100 * _ratio(params, sum(tensor.params for tensor in tensors)),
+    )
 
 
 def shard_layout(tensors: Sequence[PlannedTensor], fmt: Format) -> tuple[bytes, Header]:
@@ -155,13 +236,22 @@ def _parsed(name: str, header: Header | bytes) -> Header:
     return header if isinstance(header, Header) else parse_header(header, source=name)
 
 
-def _total(tensors: tuple[PlannedTensor, ...], bytes_before: int, written: int, data: DataCost) -> Plan:
+def _total(
+    tensors: tuple[PlannedTensor, ...],
+    config: QuantizationConfig,
+    formats: tuple[FormatFigures, ...],
+    bytes_before: int,
+    data: DataCost,
+) -> Plan:
+    written = sum(figures.bytes_after for figures in formats)
     quantized = [tensor for tensor in tensors if tensor.coding is not None]
     params = sum(tensor.params for tensor in tensors)
     quantized_params = sum(tensor.params for tensor in quantized)
     work = quantized_params / PARAMS_PER_SECOND + (bytes_before + written) / COPY_BYTES_PER_SECOND
     return Plan(
         tensors=tensors,
+        config=config,
+        formats=formats,
         params=params,
         quantized_params=quantized_params,
         bytes_before=bytes_before,
@@ -169,7 +259,7 @@ def _total(tensors: tuple[PlannedTensor, ...], bytes_before: int, written: int, 
         bits_per_weight=_ratio(8 * sum(tensor.bytes_after for tensor in quantized), quantized_params),
         coverage_pct=100 * _ratio(quantized_params, params),
         coverage_bytes_pct=_bytes_coverage(tensors, quantized),
-        peak_memory_bytes=BASE_MEMORY_BYTES + max(data.memory_bytes, *(_working_bytes(each) for each in quantized), 0),
+        peak_memory_bytes=_peak(quantized, data.memory_bytes),
         disk_bytes=written + data.disk_bytes + SMALL_FILE_BYTES + BYTES_PER_TENSOR_LINE * len(tensors),
         seconds=round(START_SECONDS + work + data.seconds, 1),
     )
@@ -177,6 +267,12 @@ def _total(tensors: tuple[PlannedTensor, ...], bytes_before: int, written: int, 
 
 def _bytes_coverage(tensors: Sequence[PlannedTensor], quantized: Sequence[PlannedTensor]) -> float:
     return 100 * _ratio(sum(t.bytes_before for t in quantized), sum(t.bytes_before for t in tensors))
+
+
+def _peak(tensors: Sequence[PlannedTensor], data_bytes: int = 0) -> int:
+    """Return the most that is resident while these tensors are worked on one by one; others are copied in pieces."""
+    working = [_working_bytes(each) for each in tensors if each.coding is not None]
+    return BASE_MEMORY_BYTES + max([data_bytes, *working])
 
 
 def _working_bytes(tensor: PlannedTensor) -> int:

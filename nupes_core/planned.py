@@ -7,8 +7,9 @@ from typing import Any
 
 from nupes_core.config import ActivationConfig, QuantizationConfig, WeightConfig
 from nupes_core.header import TensorInfo
+from nupes_core.recipe import AS_ASKED, Recipe
 from nupes_core.selection import MatrixView, ModelFacts, has_coded_input, layer_config, matrix_view, module_name
-from nupes_core.storage import WeightFormat, resolve_format, weight_nbytes
+from nupes_core.storage import WeightFormat, resolve_format
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class PlannedTensor:
         name: in the checkpoint.
         shard: its file.
         dtype, shape: as stored; dtype is the safetensors name.
-        bytes_after: of its stored weights in the native format (what belongs to activations is not counted).
+        bytes_after: of its codes and their side information (what belongs to activations is not counted).
         coding: how it is quantized; None exactly when `skipped_reason` says why it is left alone.
     """
 
@@ -78,16 +79,18 @@ class PlannedTensor:
         }
 
 
-def plan_tensor(shard: str, info: TensorInfo, facts: ModelFacts, config: QuantizationConfig) -> PlannedTensor:
-    """Decide what becomes of one tensor."""
-    coding = _coding(info, facts, config)
+def plan_tensor(
+    shard: str, info: TensorInfo, facts: ModelFacts, config: QuantizationConfig, recipe: Recipe = AS_ASKED
+) -> PlannedTensor:
+    """Decide what becomes of one tensor, under a configuration that is adapted to the recipe."""
+    coding = _coding(info, facts, config, recipe)
     reason = coding if isinstance(coding, str) else None
     quantized = None if isinstance(coding, str) else coding
-    after = info.nbytes if quantized is None else weight_nbytes(quantized.format) * quantized.view.count
+    after = info.nbytes if quantized is None else recipe.nbytes(info, quantized.view, quantized.format)
     return PlannedTensor(info.name, shard, info.dtype, info.shape, info.params, info.nbytes, after, quantized, reason)
 
 
-def _coding(info: TensorInfo, facts: ModelFacts, config: QuantizationConfig) -> Coding | str:
+def _coding(info: TensorInfo, facts: ModelFacts, config: QuantizationConfig, recipe: Recipe) -> Coding | str:
     view = matrix_view(info, facts, config.layers)
     if isinstance(view, str):
         return view
@@ -95,7 +98,10 @@ def _coding(info: TensorInfo, facts: ModelFacts, config: QuantizationConfig) -> 
     if isinstance(weight, str):
         return weight
     fmt = resolve_format(view.rows, view.cols, weight)
-    size = weight_nbytes(fmt) * view.count
+    refused = recipe.refuse(info, view, fmt, facts)
+    if refused is not None:
+        return refused
+    size = recipe.nbytes(info, view, fmt)
     if size >= info.nbytes:
         return f"would take {size} bytes instead of {info.nbytes} with these settings"
     return Coding(view, weight, fmt, config.activations if has_coded_input(info, facts) else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -43,14 +43,32 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class FormatFigures:
+    """What one format of a run holds.
+
+    Attributes:
+        format: its name.
+        bytes_after: of its weight files, headers included.
+        bits_per_weight: bytes that it stores of the quantized weights x 8 / their number.
+        coverage_pct: share of the model's parameters that are quantized in it.
+    """
+
+    format: str
+    bytes_after: int
+    bits_per_weight: float
+    coverage_pct: float
+
+
+@dataclass(frozen=True)
 class Report:
-    """Totals over a model.
+    """Totals over a model, in the format that was asked for first.
 
     Attributes:
         bits_per_weight: all bytes of quantized tensors x 8 / their parameters (method §8).
         coverage_pct, coverage_bytes_pct: share of the model's parameters, and bytes, that were quantized.
         bytes_before, bytes_after: weight files of the model, headers included.
-        seconds: wall time of the quantization itself.
+        seconds: wall time of the quantization itself, all formats.
+        formats: figures of each format, in the order asked for.
     """
 
     layers: tuple[LayerReport, ...]
@@ -62,6 +80,7 @@ class Report:
     coverage_pct: float
     coverage_bytes_pct: float
     seconds: float
+    formats: tuple[FormatFigures, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,6 +100,20 @@ class Progress:
 
 
 ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Part `index` of `count` alike, which have one progress together."""
+
+    index: int
+    count: int
+    progress: ProgressCallback | None
+
+    def __call__(self, step: Progress) -> None:
+        """Report a step of this part as one of all parts."""
+        if self.progress:
+            self.progress(replace(step, current=(self.index * step.total + step.current) // self.count))
 
 
 @dataclass(frozen=True)

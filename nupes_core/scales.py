@@ -51,7 +51,12 @@ def decode_scales(words: torch.Tensor, bases: torch.Tensor, fmt: WeightFormat) -
     Returns:
         float32 [n, groups] signed scales and int64 [n, groups] exponent choices.
     """
-    scale = index_scales(words & ((1 << fmt.log_bits) - 1), bases, fmt)
-    if fmt.layout == "signed":
-        scale = scale * (1 - 2 * ((words >> fmt.log_bits) & 1))
-    return scale, words >> (fmt.word_bits - fmt.choice_bits)
+    index, sign, choice = split_words(words, fmt)
+    return sign * index_scales(index, bases, fmt), choice
+
+
+def split_words(words: torch.Tensor, fmt: WeightFormat) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return log2 index (int64), sign (float32 ±1) and exponent choice (int64) of stored words int64 [n, groups]."""
+    negative = (words >> fmt.log_bits) & 1 if fmt.layout == "signed" else torch.zeros_like(words)
+    index, choice = words & ((1 << fmt.log_bits) - 1), words >> (fmt.word_bits - fmt.choice_bits)
+    return index, 1.0 - 2 * negative, choice

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
-from nupes_core.artifact import is_native, stored_weights
+from nupes_core import packedlayers
+from nupes_core.artifact import is_native, quant_method, stored_weights
+from nupes_core.ggufmodel import gguf_sizes, holds_gguf
 from nupes_core.layers import QuantizedLayer
 from nupes_core.modelfolder import open_folder
 
@@ -23,9 +25,13 @@ def model_bits_per_weight(source: str | Path | nn.Module) -> float | None:
 
 
 def _folder_sizes(path: str | Path) -> Iterable[tuple[int, int]]:
+    if holds_gguf(Path(path)):
+        return gguf_sizes(Path(path))
     folder = open_folder(path)
     if is_native(folder.config):
         return [(entry.params, entry.nbytes) for entry in stored_weights(folder.config["quantization_config"]).values()]
+    if quant_method(folder.config) == packedlayers.QUANT_METHOD:
+        return packedlayers.sizes(folder)
     return [(tensor.params, tensor.nbytes) for header in folder.headers.values() for tensor in header.tensors]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from nupes_core.artifact import is_native
+from nupes_core.artifact import quant_method
 from nupes_core.errors import UnsupportedArchitectureError
 from nupes_core.header import Header
 
@@ -66,7 +66,7 @@ def build_config(model_class: Any, config: Mapping[str, Any], headers: Mapping[s
 
 def _parameters(config: Mapping[str, Any], headers: Mapping[str, Header]) -> int:
     """Return the elements in the files; for an artifact, the most that its bytes can stand for."""
-    if is_native(config):
+    if quant_method(config) is not None:
         return CODES_PER_BYTE * sum(header.data_bytes for header in headers.values())
     return sum(info.params for header in headers.values() for info in header.tensors)
 

@@ -10,9 +10,10 @@ import torch
 from nupes_core.activations import dynamic_quantizer
 from nupes_core.checkpoint import as_tensor
 from nupes_core.datadriven.blockresult import CommittedLayer
-from nupes_core.errors import NumericsError
+from nupes_core.errors import NumericsError, naming
 from nupes_core.planned import Coding, PlannedTensor
 from nupes_core.quality import WeightError, weight_error
+from nupes_core.recipe import Recipe
 from nupes_core.selection import FLOAT_DTYPES
 from nupes_core.sources import Checkpoint
 from nupes_core.weight import QuantizedWeight, quantize_weight
@@ -43,12 +44,14 @@ class TensorWork:
     def __init__(
         self,
         checkpoint: Checkpoint,
+        recipe: Recipe,
         work: WorkFolder | None,
         shared_exponent: float | None = None,
         calibrated: Mapping[str, CommittedLayer] | None = None,
     ) -> None:
         """Prepare; `calibrated` holds what is quantized already, by the name of its tensor."""
         self._checkpoint = checkpoint
+        self._recipe = recipe
         self._work = work
         self._shared_exponent = shared_exponent
         self._calibrated = calibrated or {}
@@ -65,13 +68,13 @@ class TensorWork:
         for index in range(coding.view.count):
             w = read_matrix(self._checkpoint, tensor.name, coding, index)
             weight = self._quantize(tensor, w, coding)
-            yield _measured(tensor, w, weight, input_tensors(coding))
+            yield self._measured(tensor, w, weight, input_tensors(coding))
 
     def _committed(self, tensor: PlannedTensor, coding: Coding, layer: CommittedLayer) -> QuantizedMatrix:
         """Take a matrix that the run on calibration data quantized; smoothing may have scaled its columns before."""
         w, columns = read_matrix(self._checkpoint, tensor.name, coding, 0), layer.columns()
         reference = w if columns is None else w * columns.to(w.dtype)
-        found = _measured(tensor, reference, layer.weight(coding.format), layer.inputs())
+        found = self._measured(tensor, reference, layer.weight(coding.format), layer.inputs())
         return replace(found, moved=layer.moved())
 
     def _quantize(self, tensor: PlannedTensor, w: torch.Tensor, coding: Coding) -> QuantizedWeight:
@@ -85,20 +88,17 @@ class TensorWork:
         return weight
 
     def _search(self, tensor: PlannedTensor, w: torch.Tensor, coding: Coding) -> QuantizedWeight:
-        try:
+        with naming(tensor.name):
             return quantize_weight(w, coding.weight, shared_exponent=self._shared_exponent)
-        except NumericsError as error:
-            raise NumericsError(f"{tensor.name}: {error.message}", hint=error.hint) from error
 
-
-def _measured(
-    tensor: PlannedTensor, w: torch.Tensor, weight: QuantizedWeight, inputs: Mapping[str, torch.Tensor]
-) -> QuantizedMatrix:
-    decoded = weight.dequantize(w.dtype)
-    error = weight_error(w, decoded)
-    if not error.finite:
-        raise NumericsError(f"{tensor.name} decodes to values beyond the range of {tensor.dtype}", hint=_HINT)
-    return QuantizedMatrix(weight, decoded, error, inputs)
+    def _measured(
+        self, tensor: PlannedTensor, w: torch.Tensor, weight: QuantizedWeight, inputs: Mapping[str, torch.Tensor]
+    ) -> QuantizedMatrix:
+        decoded = self._recipe.decode(weight, w.dtype)
+        error = weight_error(w, decoded)
+        if not error.finite:
+            raise NumericsError(f"{tensor.name} decodes to values beyond the range of {tensor.dtype}", hint=_HINT)
+        return QuantizedMatrix(weight, decoded, error, inputs)
 
 
 def input_tensors(coding: Coding) -> Mapping[str, torch.Tensor]:

@@ -11,8 +11,9 @@ import torch
 
 from nupes_core.config import WeightConfig
 from nupes_core.errors import InvalidConfigError, NumericsError
+from nupes_core.ggmlblocks import encode_blocks
 from nupes_core.grid import exponent_code, exponent_value
-from nupes_core.scales import block_bases
+from nupes_core.scales import block_bases, decode_scales
 from nupes_core.search import Sample, engine, fit_candidates, fit_exponent, fit_row_exponents
 from nupes_core.storage import WeightFormat, resolve_format, tensor_specs, weight_nbytes
 
@@ -64,13 +65,60 @@ class QuantizedWeight:
         _each_chunk(fmt, decode, device)
         return out
 
+    def dequantize_integers(self, dtype: torch.dtype, *, half_scales: bool = False) -> torch.Tensor:
+        """Return [rows, cols] in `dtype` as engines decode it that know integers: code times `step_scales(…)`.
+
+        Scales are stored in that dtype too, or as float16.
+        """
+        fmt, scales = self.format, self.step_scales(torch.float16 if half_scales else dtype).float()
+        out = torch.empty(fmt.rows, fmt.cols, dtype=dtype, device=scales.device)
+
+        def decode(rows: range) -> None:
+            steps = scales[rows.start : rows.stop].repeat_interleave(fmt.group_size, 1)[:, : fmt.cols]
+            out[rows.start : rows.stop] = (self._codes(rows).float() - (1 << (fmt.bits - 1))) * steps
+
+        _each_chunk(fmt, decode, scales.device)
+        return out
+
+    def step_scales(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return what a step from one code to the next is worth, signed, [rows, groups], rounded to `dtype`.
+
+        For weights on the uniform grid: layout `signed`, exponent 1, so that level k/2^(bits-1) times the scale of the
+        group is k times a scale that is smaller by a power of two.
+        """
+        fmt = self.format
+        words = _slice(self.tensors["scales"], fmt.word_bits, 0, fmt.rows * fmt.groups).long()
+        rows = self.tensors["bases"][_blocks(range(fmt.rows), fmt, words.device)]
+        scales, _ = decode_scales(words.view(fmt.rows, fmt.groups), rows, fmt)
+        return (scales / (1 << (fmt.bits - 1))).to(dtype)
+
+    def packed_words(self) -> torch.Tensor:
+        """Return the codes as int32 [rows, cols·bits/32], packed from the lowest bit on; rows must end on a word."""
+        return self.tensors["codes"].view(torch.int32).view(self.format.rows, -1)
+
+    def dequantize_ggml(self) -> torch.Tensor:
+        """Return float32 [rows, cols] as llama.cpp decodes `ggml_blocks()`."""
+        return self.dequantize_integers(torch.float32, half_scales=True)
+
+    def ggml_blocks(self) -> torch.Tensor:
+        """Return the matrix in blocks of llama.cpp, uint8 [rows, bytes]; groups must be of 32."""
+        return encode_blocks(self._codes(range(self.format.rows)), self.step_scales(torch.float16), self.format.bits)
+
+    def shape(self) -> torch.Tensor:
+        """Return int64 [2]: rows and columns."""
+        return torch.tensor([self.format.rows, self.format.cols])
+
+    def _codes(self, rows: range) -> torch.Tensor:
+        fmt = self.format
+        return _slice(self.tensors["codes"], fmt.bits, rows.start * fmt.cols, rows.stop * fmt.cols).view(-1, fmt.cols)
+
     def _decode(self, rows: range) -> torch.Tensor:
         fmt, tensors = self.format, self.tensors
         blocks = _blocks(rows, fmt, tensors["codes"].device)
-        codes = _slice(tensors["codes"], fmt.bits, rows.start * fmt.cols, rows.stop * fmt.cols)
+        codes = self._codes(rows)
         words = _slice(tensors["scales"], fmt.word_bits, rows.start * fmt.groups, rows.stop * fmt.groups)
         decoded: torch.Tensor = engine(codes.device).decode_rows(
-            codes.view(-1, fmt.cols),
+            codes,
             words.view(-1, fmt.groups),
             tensors["bases"][blocks],
             tensors["exponents"][blocks],

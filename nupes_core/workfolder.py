@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 
 import torch
 
 from nupes_core.checkpoint import SAFETENSORS_DTYPES, ShardReader, ShardWriter, tensor_bytes
+from nupes_core.codeversion import code_version
 from nupes_core.config import WeightConfig
 from nupes_core.errors import UnsafeFileError
 from nupes_core.header import TensorSpec, build_header
@@ -76,15 +76,6 @@ def commit_key(w: torch.Tensor, config: WeightConfig, shared_exponent: float | N
     digest = hashlib.sha256(code_version().encode())
     digest.update(json.dumps(settings, sort_keys=True).encode())
     digest.update(tensor_bytes(w))
-    return digest.hexdigest()
-
-
-@cache
-def code_version() -> str:
-    """Return a hash of this package's own sources: any change of the method makes old commits unreachable."""
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(str(source.relative_to(Path(__file__).parent)).encode() + source.read_bytes())
     return digest.hexdigest()
 
 

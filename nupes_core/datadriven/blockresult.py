@@ -22,7 +22,7 @@ class BlockResult:
     Attributes:
         weights: stored form by layer path within the block.
         inputs: stored activation quantizer by layer path; empty where activations stay float.
-        norms: changed parameters of norms, by name within the block, float32.
+        norms: changed parameters of norms, by name within the block, in the dtype of the checkpoint.
         columns: factors [cols] that smoothing moved from the inputs of a layer into its weight, by layer path.
         moved: share of codes that training changed, by layer path.
         curves: name -> points [n, 2] of (step, value), float32.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
 
 from nupes_core.activations import ActivationQuantizer, from_tensors, observe, token_dims
 from nupes_core.checkpoint import tensor_bytes
+from nupes_core.codeversion import code_version
 from nupes_core.config import ActivationConfig, QuantizationConfig, WeightConfig
 from nupes_core.datadriven.blockresult import BlockResult
 from nupes_core.datadriven.layer import matrix_of, weight_of
@@ -20,7 +21,7 @@ from nupes_core.datadriven.walk import Step, Walk, run_block
 from nupes_core.report import Metric, MetricCallback, Progress, ProgressCallback
 from nupes_core.smoothing import smooth_block
 from nupes_core.storage import WeightFormat, resolve_format
-from nupes_core.workfolder import WorkFolder, code_version
+from nupes_core.workfolder import WorkFolder
 
 SMOOTHED = 32
 """Samples that outlier channels are looked for in."""
@@ -57,6 +58,7 @@ class Driver:
         reporting: Reporting,
         shared_exponent: float | None = None,
         smooth: bool = False,
+        norm_dtype: Callable[[str], torch.dtype] = lambda _: torch.float32,
     ) -> None:
         """Prepare.
 
@@ -70,7 +72,9 @@ class Driver:
             reporting: callbacks.
             shared_exponent: for exponent scope `global`.
             smooth: move outlier channels within each block, where `config.activations` asks for it.
+            norm_dtype: dtype that a parameter of a norm is stored in, by its full path.
         """
+        self._norm_dtype = norm_dtype
         self._smooths = smooth
         self._config, self._settings, self._mask = config, settings, mask
         self._work, self._reporting, self._shared = work, reporting, shared_exponent
@@ -116,11 +120,19 @@ class Driver:
         return BlockResult(
             weights=found.weights,
             inputs={name: quantizer.to_tensors() for name, quantizer in inputs.items()},
-            norms=norms | found.norms,
+            norms=self._stored_norms(step, norms | found.norms),
             columns=columns,
             moved=found.moved,
             curves=_curves(found.stages, found.curve, found.norm_curve),
         )
+
+    @torch.no_grad()
+    def _stored_norms(self, step: Step, norms: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Round norms to the dtype they are stored in, in the block too: the next block has to see what will be."""
+        stored = {name: norm.to(self._norm_dtype(step.unit.full_name(name))) for name, norm in norms.items()}
+        for name, norm in stored.items():
+            step.unit.module.get_parameter(name).copy_(norm)
+        return stored
 
     def _smooth(self, step: Step) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Return the factors that went into the weights, by layer, and the norms that were divided by them."""

@@ -91,12 +91,13 @@ def calibrate(
         reporting=reporting,
         shared_exponent=shared_exponent,
         smooth=True,
+        norm_dtype=lambda name: _stored_dtype(source, checkpoint, name),
     )
     calibrated = Calibrated()
     for step, key, result in driver.run(ChainWalk(source, chain, layers)):
         for path, target in targets[step.unit.name].items():
             calibrated.layers[target.tensor.name] = CommittedLayer(work.piece(key), path)
-        calibrated.replaced |= _replaced(source, checkpoint, step, result)
+        calibrated.replaced |= _replaced(source, step, result)
     return calibrated
 
 
@@ -146,14 +147,16 @@ def _settings(tensor: PlannedTensor) -> LayerSettings:
     return LayerSettings(tensor.coding.weight, tensor.coding.activation)
 
 
-def _replaced(source: BlockSource, checkpoint: Checkpoint, step: Step, result: BlockResult) -> dict[str, torch.Tensor]:
+def _stored_dtype(source: BlockSource, checkpoint: Checkpoint, parameter: str) -> torch.dtype:
+    """Return the dtype of a parameter in the checkpoint; float32 for one that is not there."""
+    stored = source.names.get(parameter)
+    return torch.float32 if stored is None else TORCH_DTYPES[checkpoint.info(stored).dtype]
+
+
+def _replaced(source: BlockSource, step: Step, result: BlockResult) -> dict[str, torch.Tensor]:
     """Return changed norms under their names in the checkpoint."""
-    changed: dict[str, torch.Tensor] = {}
-    for name, value in result.norms.items():
-        stored = source.names.get(f"{step.unit.name}.{name}")
-        if stored is not None:
-            changed[stored] = value.to(TORCH_DTYPES[checkpoint.info(stored).dtype])
-    return changed
+    stored = {name: source.names.get(step.unit.full_name(name)) for name in result.norms}
+    return {each: result.norms[name] for name, each in stored.items() if each is not None}
 
 
 def _identity(samples: Samples, chain: Chain) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from nupes_core.grid import EXPONENT_STEP, MIN_EXPONENT, exponent_code, level_lookup
-from nupes_core.scales import BASE_UNITS, index_scales
+from nupes_core.scales import BASE_UNITS, index_scales, split_words
 from nupes_core.search import engine
 from nupes_core.storage import WeightFormat, tensor_specs
 from nupes_core.weight import QuantizedWeight
@@ -52,9 +52,7 @@ class Coded:
         run = engine(tensors["codes"].device)
         codes = run.unpack(tensors["codes"], fmt.bits, fmt.rows * fmt.cols).to(torch.uint8).view(fmt.rows, fmt.cols)
         words = run.unpack(tensors["scales"], fmt.word_bits, fmt.rows * fmt.groups).long().view(fmt.rows, fmt.groups)
-        negative = (words >> fmt.log_bits) & 1 if fmt.layout == "signed" else torch.zeros_like(words)
-        index, choice = words & ((1 << fmt.log_bits) - 1), words >> (fmt.word_bits - fmt.choice_bits)
-        return cls(fmt, codes, index, 1.0 - 2 * negative, choice, tensors["bases"], tensors["exponents"])
+        return cls(fmt, codes, *split_words(words, fmt), tensors["bases"], tensors["exponents"])
 
     def pack(self) -> QuantizedWeight:
         """Return the stored form."""

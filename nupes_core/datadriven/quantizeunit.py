@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
 from nupes_core.config import TrainingConfig, WeightConfig
-from nupes_core.datadriven.descent import descend
 from nupes_core.datadriven.feed import Feed
-from nupes_core.datadriven.feedback import Compensated, feed_back, inverse_factor
-from nupes_core.datadriven.latent import Coded, LatentWeight
+from nupes_core.datadriven.latent import LatentWeight
 from nupes_core.datadriven.layer import matrix_of, weight_of
 from nupes_core.datadriven.learn import Curve, Group, Objective, Schedule, train
+from nupes_core.datadriven.start import Latents, Starts
 from nupes_core.datadriven.statistics import SecondMoments
 from nupes_core.datadriven.units import Unit
 from nupes_core.errors import NumericsError
-from nupes_core.weight import QuantizedWeight, quantize_weight
+from nupes_core.inference import output_tensors
+from nupes_core.weight import QuantizedWeight
 
 SCALE_RATE = 10.0
 """Learning rate of log2 scale indices, in units of that of the codes."""
@@ -37,7 +35,7 @@ EXPONENT_UNTIL = 0.8
 NORM_RATE = 1e-3
 """Learning rate of norm tweaking, relative to the size of the parameter."""
 
-HELD_OUT_EACH = 8
+HELD_OUT_EACH = 16
 """One sample in so many chooses the best state and is not trained on; spread, because data often comes sorted."""
 
 MIN_LOSS_NORM = 1e-30
@@ -113,7 +111,6 @@ class _UnitWork:
         self.held_out = order[held_out] if bool(held_out.any()) else order
         self.schedule = Schedule(config.steps, min(config.batch_size, len(self.trained)), generator, on_step)
         self.norm = self._target_variance()
-        self.matrices = {name: matrix_of(layer).float().contiguous() for name, layer in self.layers.items()}
 
     def run(self) -> UnitResult:
         for parameter in self.task.unit.module.parameters():
@@ -131,64 +128,23 @@ class _UnitWork:
         weights = {name: each.pack() for name, each in coded.items()}
         return UnitResult(weights, moved, norms, stages, curve, norm_curve)
 
-    def _start(self, stages: dict[str, float]) -> dict[str, LatentWeight]:
+    def _start(self, stages: dict[str, float]) -> Latents:
         """Return the best start by held-out loss; each of them begins where the one before it ended."""
-        best: dict[str, LatentWeight] = {}
-        latents: dict[str, LatentWeight] = {}
-        for name, solve in self._solvers().items():
+        best: Latents = {}
+        latents: Latents = {}
+        for name, solve in self._starts().items():
             latents = solve(latents)
             stages[name] = self._held_out_loss(latents)
             if stages[name] == min(stages.values()):
                 best = latents
-        self.matrices = {}  # no longer needed while training needs most
         return best
 
-    def _solvers(self) -> dict[str, Callable[[dict[str, LatentWeight]], dict[str, LatentWeight]]]:
-        """Return the steps to a start: search without data, by importance, error feedback, coordinate descent."""
-        found: dict[str, Callable[[dict[str, LatentWeight]], dict[str, LatentWeight]]] = {
-            "data_free": lambda _: self._searched({})
-        }
+    def _starts(self) -> dict[str, Callable[[Latents], Latents]]:
+        matrices = {name: matrix_of(layer).float().contiguous() for name, layer in self.layers.items()}
+        starts = Starts(self.task.unit, matrices, self.task.weights, self.task.shared_exponent)
         if self.task.data_free:
-            return found
-        moments = self._moments()
-        of_inputs = {id(H): inverse_factor(H) for H in moments.values()}  # q, k and v share theirs
-        factors = {name: of_inputs[id(H)] for name, H in moments.items()}
-        importance = {name: U.diagonal().square().reciprocal() for name, U in factors.items()}
-        found["importance"] = lambda _: self._searched(importance)
-        if self.config.error_feedback:
-            found["error_feedback"] = partial(
-                self._solved, lambda w, coded, name: feed_back(w, coded, factors[name]), factors
-            )
-            found["descent"] = partial(self._solved, lambda w, coded, name: descend(w, coded, moments[name]), moments)
-        return found
-
-    def _solved(
-        self,
-        solve: Callable[[torch.Tensor, Coded, str], Compensated],
-        known: Collection[str],
-        latents: Mapping[str, LatentWeight],
-    ) -> dict[str, LatentWeight]:
-        """Solve layer by layer; those without second moments (grouped convolutions) stay as they are."""
-        solved = dict(latents)
-        for name in known:
-            found = solve(self.matrices[name], latents[name].coded, name)
-            solved[name] = LatentWeight(found.coded, found.target)
-        return solved
-
-    def _searched(self, importance: Mapping[str, torch.Tensor]) -> dict[str, LatentWeight]:
-        found: dict[str, LatentWeight] = {}
-        for name, w in self.matrices.items():
-            try:
-                weight = quantize_weight(
-                    w,
-                    self.task.weights[name],
-                    importance=importance.get(name),
-                    shared_exponent=self.task.shared_exponent,
-                )
-            except NumericsError as error:
-                raise NumericsError(f"{self.task.unit.full_name(name)}: {error.message}", hint=error.hint) from error
-            found[name] = LatentWeight(Coded.unpack(weight), w)
-        return found
+            return starts.without_data()
+        return starts.by_moments(self._moments(), self.config.error_feedback)
 
     def _learn(self, latents: Mapping[str, LatentWeight]) -> Curve:
         rate, config = self.config.learning_rate, self.config
@@ -284,9 +240,7 @@ class _UnitWork:
 
 def output_tensor(output: Any) -> torch.Tensor:
     """Return the first floating point tensor of what a block returned: its hidden state."""
-    leaves = pytree.tree_leaves(output)
-    found: torch.Tensor = next(x for x in leaves if isinstance(x, torch.Tensor) and x.is_floating_point())
-    return found
+    return next(x for x in output_tensors(output) if x.is_floating_point())
 
 
 def norm_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -67,13 +67,17 @@ class ChainWalk:
         self._source.release_rest()
         hidden = self._chain.hidden
         reference = hidden
-        for name, feed in zip(self._chain.names, self._chain.feeds, strict=True):
+        last = max(i for i, name in enumerate(self._chain.names) if self._layers.get(name))
+        for i, (name, feed) in enumerate(zip(self._chain.names, self._chain.feeds, strict=True)):
             self._source.materialize(name)
             unit = Unit(name, self._source.model.get_submodule(name), dict(self._layers.get(name, {})))
             reference = run_block(unit.module, feed.with_input(reference))
             step = Step(unit, feed.with_input(hidden), reference)
             if unit.layers:
                 yield step
+            if i == last:  # nothing needs the output of the quantized block any more
+                self._source.release(name)
+                return
             with quantized_inputs(unit.layers, step.inputs):
                 hidden = run_block(unit.module, step.feed)
             self._source.release(name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nupes_core.header import TensorSpec
 from nupes_core.planned import PlannedTensor
+from nupes_core.recipe import AS_ASKED, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,8 @@ class Format:
             `i` of fused experts goes `i` times its own size into the stored tensor.
         config: (sanitized source config, tensors, settings of the job) -> `config.json` of the artifact.
         snippet: two lines of Python that load the artifact; `{path}` is filled in.
+        recipe: how the weights are quantized that it holds.
+        weight_bytes: bytes that the weights of a quantized tensor take in it.
     """
 
     name: str
@@ -36,3 +39,5 @@ class Format:
     pieces: Callable[[PlannedTensor, QuantizedWeight, torch.Tensor, Mapping[str, torch.Tensor]], Pieces]
     config: Callable[[Mapping[str, Any], tuple[PlannedTensor, ...], Mapping[str, Any]], dict[str, Any]]
     snippet: str
+    recipe: Recipe = AS_ASKED
+    weight_bytes: Callable[[PlannedTensor], int] = lambda tensor: tensor.bytes_after

@@ -38,4 +38,5 @@ DENSE = Format(
     pieces=_pieces,
     config=_config,
     snippet='from transformers import AutoModelForCausalLM\nmodel = AutoModelForCausalLM.from_pretrained("{path}")',
+    weight_bytes=lambda tensor: tensor.bytes_before,
 )

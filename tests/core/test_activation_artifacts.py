@@ -16,13 +16,17 @@ from transformers import AutoModelForCausalLM
 import nupes_core
 import nupes_core.integrations.transformers
 from nupes_core.activations import ActivationQuantizer
+from nupes_core.check import verify_artifact
 from nupes_core.config import ActivationConfig, QuantizationConfig, WeightConfig
 from nupes_core.errors import LoadCheckError, UnsafeFileError
 from nupes_core.layers import QuantizedLayer
 from nupes_core.loading import load
+from nupes_core.manifest import finalize
 from nupes_core.plan import plan_folder
+from nupes_core.probe import probe, probe_folder
 from nupes_core.samples import Samples
 from tests.core.tiny import QUICK, save
+from tests.worker.factory import write_tiny_llama
 
 DYNAMIC = replace(QUICK, activations=ActivationConfig(8))
 STATIC = replace(
@@ -55,6 +59,19 @@ def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def _quantizers(model: torch.nn.Module) -> dict[str, ActivationQuantizer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, ActivationQuantizer)}
+
+
+def test_what_was_measured_is_found_again_where_the_last_bit_of_a_sum_decides_between_codes(tmp_path: Path) -> None:
+    """Layers that decode at each call sum in another order than those that were measured: here some codes differ."""
+    write_tiny_llama(tmp_path / "source")
+    nupes_core.quantize(tmp_path / "source", tmp_path / "out", QuantizationConfig(activations=ActivationConfig(8)))
+    finalize(tmp_path / "out", metrics=None)
+    expected = probe_folder(tmp_path / "out")
+    check = verify_artifact(tmp_path / "out", source=tmp_path / "source", expected=expected)
+    assert check.forward
+    assert check.difference is not None
+    assert check.difference < 1e-6
+    assert expected.difference(probe(load(tmp_path / "out", dtype=torch.float32))) < 1, "it computes something else"
 
 
 def test_eight_bits_without_data_from_folder_to_forward_pass(source: Path, tmp_path: Path) -> None:

@@ -369,7 +369,7 @@ def test_a_parquet_column_of_bytes_is_not_text(llama: ModelFolder, tmp_path: Pat
 def test_a_row_group_that_unpacks_to_too_much_is_refused(
     llama: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquetfile, "MOST_CHUNK_BYTES", 100_000)
+    monkeypatch.setattr(parquetfile, "MOST_GROUP_BYTES", 100_000)
     path = tmp_path / "calibration"
     pq.write_table(pa.table({"text": ["lamp" * 100_000]}), path, compression="zstd", use_dictionary=False)
     assert path.stat().st_size < 10_000

@@ -83,7 +83,7 @@ def test_dense_and_native_hold_the_same_values_and_leave_the_rest_untouched(tmp_
     assert not torch.equal(dense[name], before[name])
     assert torch.equal(native["model.norm.weight"], before["model.norm.weight"])
     assert torch.equal(dense["lm_head.weight"], before["lm_head.weight"])
-    assert set(report.extra["formats"]) == {"nupes", "dense"}
+    assert [(each.format, round(each.bits_per_weight)) for each in report.formats] == [("nupes", 5), ("dense", 32)]
 
 
 def test_a_dense_artifact_loads_in_transformers_without_us(tmp_path: Path) -> None:

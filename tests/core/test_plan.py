@@ -216,6 +216,20 @@ def test_static_activations_run_the_model_and_train_nothing() -> None:
     assert free.peak_memory_bytes < run.peak_memory_bytes < trained.peak_memory_bytes
 
 
+def test_an_evaluation_takes_both_models_in_float32_and_their_logits_or_what_the_sampled_text_takes() -> None:
+    def peak(headers: dict[str, bytes], context: int | None) -> int:
+        facts = {"hidden_size": 256, "vocab_size": 32000}
+        return plan_headers(headers, facts, QuantizationConfig(), evaluation_context=context).peak_memory_bytes
+
+    few, many = llama_headers(2), llama_headers(8)
+    block = 4 * 256 * 256 + 512 * 256 + 256
+    assert peak(many, 256) - peak(few, 256) == 2 * 4 * 6 * block
+    assert peak(many, 256) > peak(many, None) + 2 * 4 * (33000 * 256 + 8 * block)
+    assert peak(few, 65536) - peak(few, 32768) == 2 * 4 * 32768 * 32000
+    written = 4 * 8192 * 2 * 256 * 2
+    assert peak(llama_headers(64), 8) - peak(llama_headers(62), 8) == 2 * 4 * 2 * block + written
+
+
 def test_the_list_with_the_most_quantized_weights_is_the_one_that_is_learnt(tmp_path: Path) -> None:
     experts = plan_folder(models.fused_experts(tmp_path / "m"), replace(CONFIG, optimize="data_driven"))
     attention = sum(t.bytes_after for t in experts.quantized if "self_attn" in t.name)

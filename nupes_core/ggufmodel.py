@@ -1,0 +1,71 @@
+"""Artifacts of format `gguf` as consumers see them: loaded by transformers' reader, decoded by the package `gguf`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nupes_core.errors import LoadCheckError
+from nupes_core.formats.gguf import ARCHITECTURES, BLOCK, FILE_NAME, INTERLEAVED, TYPES
+from nupes_core.modelfolder import CONFIG_NAME, read_config
+
+
+def holds_gguf(path: Path) -> bool:
+    """Tell whether a folder is an artifact of this format: it holds that file and no safetensors."""
+    return (path / FILE_NAME).is_file() and not any(path.glob("*.safetensors"))
+
+
+def load_gguf(path: Path, dtype: torch.dtype | None) -> Any:
+    """Load the model, every weight decoded.
+
+    Raises:
+        LoadCheckError: transformers cannot load it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(  # nosec B615 - a local folder
+            path,
+            gguf_file=FILE_NAME,
+            dtype=dtype or torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:
+        raise LoadCheckError(f"transformers cannot load {path.name}: {error}", hint="Download it again.") from error
+    return model.eval()
+
+
+def decoded_gguf(path: Path, modules: Iterable[str]) -> Iterable[tuple[str, torch.Tensor]]:
+    """Yield (module, weight [rows, cols] in float32), rows in the order of the checkpoint."""
+    import gguf
+
+    config, _ = read_config(path / CONFIG_NAME)
+    architecture = ARCHITECTURES[config["model_type"]]
+    kind = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture)
+    names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path / FILE_NAME).tensors}
+    heads = INTERLEAVED.get(architecture, {})
+    for module in modules:
+        tensor = stored[str(names.get_name(f"{module}.weight", try_suffixes=(".weight",)))]
+        weight = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+        key = heads.get(module.rpartition(".")[2])
+        if key is not None:
+            count = config.get(key) or config["num_attention_heads"]
+            weight = weight.view(count, -1, 2, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
+        yield module, weight
+
+
+def gguf_sizes(path: Path) -> list[tuple[int, int]]:
+    """Return (parameters, stored bytes) of each quantized weight."""
+    import gguf
+
+    blocks = {kind.name: kind.nbytes for kind in TYPES.values()}
+    return [
+        (int(tensor.n_elements), int(tensor.n_elements) // BLOCK * blocks[tensor.tensor_type.name])
+        for tensor in gguf.GGUFReader(path / FILE_NAME).tensors
+        if tensor.tensor_type.name in blocks
+    ]

@@ -1,0 +1,133 @@
+"""Artifacts of format `gguf`, read by the package `gguf` and loaded by transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import nupes_core
+from nupes_core import quantize
+from nupes_core.check import verify_artifact
+from nupes_core.config import ActivationConfig, LayerOverride, LayerSelection, QuantizationConfig, WeightConfig
+from nupes_core.errors import InvalidConfigError, UnsupportedArchitectureError
+from nupes_core.ggmlblocks import encode_blocks
+from nupes_core.plan import plan_folder
+from nupes_core.probe import probe_folder
+from nupes_core.sizes import model_bits_per_weight
+from tests.core.tiny import VOCABULARY, save
+from tests.models import llama
+
+BOOKLM = Path(__file__).resolve().parents[2] / "examples" / "booklm"
+TOKENS = torch.arange(40).view(2, 20) * 7 % VOCABULARY
+
+
+def settings(bits: int, **layers: Any) -> QuantizationConfig:
+    return QuantizationConfig(WeightConfig(bits=bits), LayerSelection(**layers))
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    found: torch.Tensor = model(TOKENS).logits
+    return found
+
+
+@pytest.mark.parametrize("bits", [4, 5, 8])
+def test_blocks_decode_to_code_times_scale_in_the_reader_of_the_format(bits: int) -> None:
+    generator = torch.Generator().manual_seed(bits)
+    codes = torch.randint(1 << bits, (6, 96), generator=generator, dtype=torch.uint8)
+    scales = torch.randn(6, 3, generator=generator).half()
+    blocks = encode_blocks(codes, scales, bits).numpy()
+    kind = gguf.GGMLQuantizationType[{4: "Q4_0", 5: "Q5_0", 8: "Q8_0"}[bits]]
+    decoded = torch.from_numpy(gguf.dequantize(blocks, kind))
+    expected = (codes.float() - (1 << (bits - 1))) * scales.float().repeat_interleave(32, 1)
+    assert torch.equal(decoded, expected)
+
+
+@pytest.mark.parametrize(("family", "bits"), [("llama", 4), ("qwen2", 8), ("llama_tied", 5)])
+def test_transformers_computes_with_the_weights_that_the_manifest_measured(
+    family: str, bits: int, tmp_path: Path
+) -> None:
+    src = save(family, tmp_path / "src")
+    config = settings(bits, exclude=("lm_head",))
+    report = quantize(src, tmp_path / "out", config, formats=["gguf"])
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", gguf_file="model.gguf", dtype=torch.float32)
+    original = AutoModelForCausalLM.from_pretrained(src, dtype=torch.float32)
+    quantized = [layer for layer in report.layers if layer.bits]
+    assert len(quantized) == 12, "columns of 48 are no whole blocks"
+    for layer in quantized:
+        before, after = (each.get_submodule(layer.name).weight for each in (original, loaded))
+        error = float((before - after).detach().square().mean())
+        assert error == pytest.approx(layer.mse, rel=1e-3)
+    for name, tensor in original.state_dict().items():
+        if name.removesuffix(".weight") not in {layer.name for layer in quantized}:
+            assert torch.equal(loaded.state_dict()[name], tensor), name
+    difference = (logits(loaded) - logits(original)).norm() / logits(original).norm()
+    assert 0 < float(difference) < (0.02 if bits == 8 else 0.2)
+    assert model_bits_per_weight(tmp_path / "out") == pytest.approx(bits + 0.5)
+    assert report.bits_per_weight == pytest.approx(bits + 0.5)
+    assert report.bytes_after == (tmp_path / "out/model.gguf").stat().st_size
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+def test_our_own_loader_and_check_take_it(tmp_path: Path) -> None:
+    src = save("llama", tmp_path / "src")
+    quantize(src, tmp_path / "out", settings(8), formats=["nupes", "gguf"])
+    artifact = tmp_path / "out/gguf"
+    check = verify_artifact(artifact, source=src, expected=probe_folder(artifact))
+    assert (check.matrices, check.compared, check.forward) == (12, 12, True)
+    assert nupes_core.load(artifact).dtype == torch.float32
+
+
+def test_files_of_a_sharded_model_become_one_container(tmp_path: Path) -> None:
+    src = llama(tmp_path / "src", shard_bytes=90_000)
+    quantize(src, tmp_path / "out", settings(4), formats=["gguf"])
+    assert verify_artifact(tmp_path / "out", source=src).forward
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"model.gguf", "config.json", "manifest.json"}
+    assert not list((tmp_path / "out").glob("*safetensors*"))
+
+
+def test_the_container_tells_llama_cpp_what_it_has_to_know(tmp_path: Path) -> None:
+    quantize(BOOKLM, tmp_path / "out", settings(4), formats=["gguf"])
+    fields = gguf.GGUFReader(tmp_path / "out/model.gguf").fields
+    told = {key: field.contents() for key, field in fields.items()}
+    config = json.loads((BOOKLM / "config.json").read_text())
+    vocabulary = json.loads((BOOKLM / "tokenizer.json").read_text())["model"]
+    assert told["general.architecture"] == "llama"
+    assert told["llama.block_count"] == config["num_hidden_layers"]
+    assert told["llama.rope.freq_base"] == config["rope_parameters"]["rope_theta"]
+    assert told["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(config["rms_norm_eps"])
+    assert (told["tokenizer.ggml.model"], told["tokenizer.ggml.pre"]) == ("gpt2", "gpt-2")
+    assert len(told["tokenizer.ggml.tokens"]) == config["vocab_size"]
+    assert all(told["tokenizer.ggml.tokens"][index] == token for token, index in vocabulary["vocab"].items())
+    assert len(told["tokenizer.ggml.merges"]) == len(vocabulary["merges"])
+    assert told["tokenizer.ggml.eos_token_id"] == config["eos_token_id"]
+    kinds = {tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "out/model.gguf").tensors}
+    assert kinds == {"Q4_0", "BF16", "F32"}
+
+
+def test_the_type_nearest_to_the_asked_bits_is_taken(tmp_path: Path) -> None:
+    src = save("llama", tmp_path / "src")
+    widths = {}
+    for asked in range(2, 9):
+        plan = plan_folder(src, settings(asked, overrides=(LayerOverride("o_proj", bits=8),)), formats=["gguf"])
+        found = {tensor.module: tensor.coding.format.bits for tensor in plan.quantized if tensor.coding}
+        assert found.pop("model.layers.0.self_attn.o_proj") == 8
+        widths[asked] = found["model.layers.0.self_attn.q_proj"]
+    assert widths == {2: 4, 3: 4, 4: 4, 5: 5, 6: 5, 7: 8, 8: 8}
+
+
+def test_what_it_can_not_hold_is_said_before_any_work(tmp_path: Path) -> None:
+    for family in ("gpt2", "gemma2"):
+        with pytest.raises(UnsupportedArchitectureError, match="written for the architectures"):
+            plan_folder(save(family, tmp_path / family), settings(4), formats=["gguf"])
+    with pytest.raises(UnsupportedArchitectureError, match="sliding_window"):
+        plan_folder(save("mistral", tmp_path / "mistral"), settings(4), formats=["gguf"])
+    activations = QuantizationConfig(activations=ActivationConfig())
+    with pytest.raises(InvalidConfigError, match="activations"):
+        plan_folder(save("llama", tmp_path / "llama"), activations, formats=["gguf"])
