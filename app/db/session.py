@@ -6,16 +6,25 @@ Sessions are synchronous: FastAPI runs endpoints in its thread pool and the work
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry
 
 BUSY_TIMEOUT_MS = 30_000
+TRUSTED_S = 1.0
+"""A connection to a server that was used this recently is taken to live."""
+
+_IDLE_SINCE = "idle_since"
 _AFTER_COMMIT = "after_commit"
 
 
@@ -25,11 +34,22 @@ class Database:
     def __init__(self, url: str) -> None:
         self.engine = create_database_engine(url)
         self._writers = self.engine.execution_options(nupes_write=True)
+        is_sqlite = self.engine.dialect.name == "sqlite"  # where BEGIN costs nothing, and would be sent all the same
+        self._single = self.engine if is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session that only reads; sees one snapshot, never waits for writers."""
         with Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def glance(self) -> Iterator[Session]:
+        """A session for a query, or for several that need not see the same snapshot.
+
+        No transaction is around them, which would cost two more trips to a server.
+        """
+        with Session(self._single, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
@@ -62,7 +82,11 @@ def after_commit(session: Session, act: Callable[[], None]) -> None:
 def create_database_engine(url: str) -> Engine:
     """Create the engine; for SQLite also the folder, WAL mode and explicit BEGIN."""
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True, pool_size=20, max_overflow=20)
+        # The connection used last comes first: its statements are prepared, and the others may end.
+        engine = create_engine(url, pool_use_lifo=True, pool_size=20, max_overflow=20)
+        event.listen(engine, "checkin", _note_time)
+        event.listen(engine, "checkout", partial(_try_idle, engine))
+        return engine
     database = make_url(url).database
     if database and database != ":memory:":
         Path(database).parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +94,25 @@ def create_database_engine(url: str) -> Engine:
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _note_time(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info[_IDLE_SINCE] = time.monotonic()
+
+
+def _try_idle(engine: Engine, connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
+    """Try a connection that lay idle: the server may have been restarted since. One just used is not asked each time.
+
+    Raises:
+        InvalidatePoolError: it is dead, and so are the others; the pool makes a new one.
+    """
+    idle_since = record.info.get(_IDLE_SINCE)
+    if idle_since is None or time.monotonic() - idle_since < TRUSTED_S:
+        return
+    try:
+        engine.dialect.do_ping(connection)
+    except engine.dialect.loaded_dbapi.Error as error:
+        raise InvalidatePoolError from error
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:
