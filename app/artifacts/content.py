@@ -9,8 +9,8 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
-from app.artifacts.ranges import ByteRange, requested_range
 from app.core.conditional import etag, not_modified
+from app.core.ranges import ByteRange, requested_range
 from app.db.tables import Artifact
 from app.storage import BlobStore
 

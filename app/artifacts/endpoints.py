@@ -11,6 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from app.artifacts import repository
 from app.artifacts.archive import MEDIA_TYPE, archive, archive_size
 from app.artifacts.content import content_response
+from app.artifacts.retention import require_kept
 from app.artifacts.views import ARTIFACTS_PATH, artifact_view
 from app.core.deps import ReadSession, Store
 from app.core.openapi import problems
@@ -69,6 +70,7 @@ def download_archive(job_id: str, principal: ArtifactsRead, session: ReadSession
             "no_artifacts", f"{job_id} is {job.status} and has no artifacts", hint="Wait for its success."
         )
     for artifact in artifacts:
+        require_kept(artifact)
         store.size(artifact.sha256)  # what is missing is an error now, not a cut stream later
     headers = {
         "Content-Length": str(archive_size(artifacts)),
@@ -99,7 +101,9 @@ def get_content(
     artifact_id: str, request: Request, principal: ArtifactsRead, session: ReadSession, store: Store
 ) -> Response:
     """The bytes. `Range` and `If-Range` resume a broken download; the ETag is the SHA-256."""
-    return content_response(request, _found(session, principal, artifact_id), store)
+    artifact = _found(session, principal, artifact_id)
+    require_kept(artifact)
+    return content_response(request, artifact, store)
 
 
 def _found(session: ReadSession, principal: ArtifactsRead, artifact_id: str) -> tables.Artifact:

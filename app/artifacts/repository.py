@@ -1,13 +1,14 @@
-"""All SQL about artifacts, filtered by tenant."""
+"""All SQL about artifacts; what a user can cause is filtered by tenant."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session
 
-from app.db.tables import Artifact
+from app.db.tables import Artifact, Job
 
 
 def get(session: Session, tenant_id: str, artifact_id: str) -> Artifact | None:
@@ -29,3 +30,20 @@ def listing(tenant_id: str, job_id: str | None = None, format_name: str | None =
 def of_job(session: Session, tenant_id: str, job_id: str) -> Sequence[Artifact]:
     """All artifacts of a job, by format and path."""
     return session.scalars(listing(tenant_id, job_id).order_by(Artifact.format, Artifact.path)).all()
+
+
+def jobs_with_artifacts_from_before(session: Session, moment: datetime) -> Sequence[str]:
+    """Jobs, of all tenants, with artifacts from before a moment that have not expired yet."""
+    due = (Artifact.created_at < moment, Artifact.expired_at.is_(None))
+    return session.scalars(select(Artifact.job_id).where(*due).distinct()).all()
+
+
+def lock_job(session: Session, job_id: str) -> Job | None:
+    """The job, which nobody else changes before the transaction ends."""
+    return session.get(Job, job_id, with_for_update=True)
+
+
+def expire(session: Session, job_id: str, moment: datetime) -> bool:
+    """Note that the artifacts of a job have expired; False when they had."""
+    kept = (Artifact.job_id == job_id, Artifact.expired_at.is_(None))
+    return session.connection().execute(update(Artifact).where(*kept).values(expired_at=moment)).rowcount > 0

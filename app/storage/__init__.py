@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from app.storage.blob import Blob, BlobStore, StoredBlob
-from app.storage.errors import BlobNotFoundError, ChecksumMismatchError, DiskFullError, StorageError
+from app.storage.blob import Blob, BlobStore, Incoming, StoredBlob
+from app.storage.errors import (
+    BlobNotFoundError,
+    ChecksumMismatchError,
+    DiskFullError,
+    PartialBusyError,
+    StorageError,
+)
 from app.storage.opening import open_store
+from app.storage.partial import Partial
 from app.storage.spool import Spool
 
 __all__ = [
@@ -13,6 +20,9 @@ __all__ = [
     "BlobStore",
     "ChecksumMismatchError",
     "DiskFullError",
+    "Incoming",
+    "Partial",
+    "PartialBusyError",
     "Spool",
     "StorageError",
     "StoredBlob",

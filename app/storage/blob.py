@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from app.storage.partial import Partials
 from app.storage.spool import Spool
 
 CHUNK_BYTES = 1 << 20
@@ -32,8 +33,28 @@ class StoredBlob:
     stored_at: datetime
 
 
+class Incoming(Protocol):
+    """A complete local file on its way into the store."""
+
+    path: Path
+    size: int
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of its bytes."""
+
+    def finish(self) -> None:
+        """Make the bytes durable."""
+
+    def move_to(self, place: Path) -> None:
+        """Make it a file of the store."""
+
+
 class BlobStore(Protocol):
     """A place for immutable content. All methods raise `StorageError` when the store does not answer."""
+
+    partials: Partials
+    """Uploads that are under way, always on a disk of this machine."""
 
     def put_file(self, path: Path, *, move: bool = False, sha256: str | None = None) -> Blob:
         """Store the content of a file.
@@ -54,8 +75,8 @@ class BlobStore(Protocol):
     def spool(self) -> Spool:
         """A file to write to piece by piece; hand it to `commit`, or leave its `with` block to drop it."""
 
-    def commit(self, spool: Spool) -> Blob:
-        """Store what was written to a spool."""
+    def commit(self, incoming: Incoming) -> Blob:
+        """Store what was written to a spool or to a partial file; the latter stays until it is dropped."""
 
     def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Return the bytes from `start` to before `end` in chunks.
@@ -89,11 +110,20 @@ class BlobStore(Protocol):
     def size(self, sha256: str) -> int:
         """Bytes of the content; raises `BlobNotFoundError`."""
 
-    def delete(self, sha256: str) -> None:
-        """Forget the content; nothing happens when it is not there."""
-
     def list(self) -> Iterator[StoredBlob]:
-        """All blobs, in no order."""
+        """All blobs but doomed ones, in no order."""
+
+    def doom(self, sha256: str) -> None:
+        """Move the content aside, the first step to delete it. Whoever asks for it before `purge` gets it back."""
+
+    def doomed(self) -> Iterator[StoredBlob]:
+        """Doomed blobs; `stored_at` is when they were doomed."""
+
+    def restore(self, sha256: str) -> bool:
+        """Take doomed content back; False when there is none."""
+
+    def purge(self, sha256: str) -> None:
+        """Delete doomed content for good. The same content stored again meanwhile is another copy, and stays."""
 
     def drop_stale_spools(self, before: datetime) -> int:
         """Remove spools last written before a moment, left by a process that was killed; return their bytes."""

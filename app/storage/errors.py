@@ -23,5 +23,12 @@ class ChecksumMismatchError(StorageError):
         self.actual = actual
 
 
+class PartialBusyError(StorageError):
+    """Somebody else is writing to the same partial file."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is being written to by another request")
+
+
 class DiskFullError(StorageError, OSError):
     """No room left; nothing half-written stays behind."""

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import boto3
 from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from app.storage.blob import CHUNK_BYTES, Blob, StoredBlob, checked_sha256
+from app.storage.blob import CHUNK_BYTES, Blob, Incoming, StoredBlob, checked_sha256
 from app.storage.errors import BlobNotFoundError, ChecksumMismatchError, StorageError
+from app.storage.partial import Partials
 from app.storage.spool import Spool, drop_stale, full_disk_is_typed
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
+
+T = TypeVar("T")
 
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 
@@ -36,6 +39,7 @@ class S3Store:
         self.bucket = bucket
         self.prefix = f"{prefix}/" if prefix else ""
         self._spool_dir = spool_dir
+        self.partials = Partials(spool_dir / "partial")
         spool_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         config = Config(
             connect_timeout=5,
@@ -70,11 +74,11 @@ class S3Store:
         """See `BlobStore`."""
         return Spool(self._spool_dir)
 
-    def commit(self, spool: Spool) -> Blob:
+    def commit(self, incoming: Incoming) -> Blob:
         """See `BlobStore`."""
-        spool.finish()
-        self._upload(spool.path, spool.sha256)
-        return Blob(spool.sha256, spool.size)
+        incoming.finish()
+        self._upload(incoming.path, incoming.sha256)
+        return Blob(incoming.sha256, incoming.size)
 
     def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """See `BlobStore`."""
@@ -82,8 +86,9 @@ class S3Store:
             self.size(sha256)  # S3 knows no empty range; a missing blob is still an error
             return iter(())
         if start == 0 and end is None:
-            return self._whole(sha256)
-        return self._part(sha256, f"bytes={start}-{'' if end is None else end - 1}")
+            return self._reach(sha256, self._whole)
+        byte_range = f"bytes={start}-{'' if end is None else end - 1}"
+        return self._reach(sha256, lambda sha256: self._part(sha256, byte_range))
 
     def link(self, sha256: str, disposition: str, media_type: str, seconds: int) -> str | None:
         """See `BlobStore`: a presigned URL, signed here without asking the bucket."""
@@ -100,7 +105,7 @@ class S3Store:
         actual = hashlib.sha256()
         try:
             with full_disk_is_typed(), path.open("xb") as target:
-                for chunk in self._whole(sha256):
+                for chunk in self._reach(sha256, self._whole):
                     target.write(chunk)
                     actual.update(chunk)
             if actual.hexdigest() != sha256:
@@ -119,23 +124,35 @@ class S3Store:
 
     def size(self, sha256: str) -> int:
         """See `BlobStore`."""
-        with self._typed(sha256):
-            return self._client.head_object(Bucket=self.bucket, Key=self._key(sha256))["ContentLength"]
-
-    def delete(self, sha256: str) -> None:
-        """See `BlobStore`."""
-        with self._typed(sha256):
-            self._client.delete_object(Bucket=self.bucket, Key=self._key(sha256))
+        return self._reach(sha256, self._head)
 
     def list(self) -> Iterator[StoredBlob]:
         """See `BlobStore`."""
-        with self._typed():
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=f"{self.prefix}sha256/"
-            )
-            for page in pages:
-                for item in page.get("Contents", ()):
-                    yield StoredBlob(item["Key"].rsplit("/", 1)[1], item["Size"], item["LastModified"])
+        return self._listed("sha256")
+
+    def doom(self, sha256: str) -> None:
+        """See `BlobStore`. S3 can not rename: a copy inside the bucket, then a deletion."""
+        try:
+            self._move(self._key(sha256), self._key(sha256, "doomed"), sha256)
+        except BlobNotFoundError:
+            return
+
+    def doomed(self) -> Iterator[StoredBlob]:
+        """See `BlobStore`."""
+        return self._listed("doomed")
+
+    def restore(self, sha256: str) -> bool:
+        """See `BlobStore`."""
+        try:
+            self._move(self._key(sha256, "doomed"), self._key(sha256), sha256)
+        except BlobNotFoundError:
+            return False
+        return True
+
+    def purge(self, sha256: str) -> None:
+        """See `BlobStore`."""
+        with self._typed(sha256):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(sha256, "doomed"))
 
     def drop_stale_spools(self, before: datetime) -> int:
         """See `BlobStore`."""
@@ -150,8 +167,35 @@ class S3Store:
         with self._typed():
             self._client.head_bucket(Bucket=self.bucket)
 
-    def _key(self, sha256: str) -> str:
-        return f"{self.prefix}sha256/{checked_sha256(sha256)}"
+    def _key(self, sha256: str, folder: str = "sha256") -> str:
+        return f"{self.prefix}{folder}/{checked_sha256(sha256)}"
+
+    def _head(self, sha256: str) -> int:
+        with self._typed(sha256):
+            return self._client.head_object(Bucket=self.bucket, Key=self._key(sha256))["ContentLength"]
+
+    def _reach(self, sha256: str, act: Callable[[str], T]) -> T:
+        """Do something with a blob; one that is doomed comes back, since it is asked for."""
+        try:
+            return act(sha256)
+        except BlobNotFoundError:
+            if not self.restore(sha256):
+                raise
+        return act(sha256)
+
+    def _move(self, source: str, target: str, sha256: str) -> None:
+        with self._typed(sha256):
+            self._client.copy({"Bucket": self.bucket, "Key": source}, self.bucket, target)
+            self._client.delete_object(Bucket=self.bucket, Key=source)
+
+    def _listed(self, folder: str) -> Iterator[StoredBlob]:
+        with self._typed():
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=f"{self.prefix}{folder}/"
+            )
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    yield StoredBlob(item["Key"].rsplit("/", 1)[1], item["Size"], item["LastModified"])
 
     def _upload(self, path: Path, sha256: str) -> None:
         # Sent even when it is there: that renews its date, which garbage collection goes by.

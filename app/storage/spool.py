@@ -74,6 +74,10 @@ class Spool:
             os.fsync(self._file.fileno())
             self._file.close()
 
+    def move_to(self, place: Path) -> None:
+        """Make it a file of the store."""
+        self.path.replace(place)
+
     def __enter__(self) -> Self:
         """Return itself."""
         return self

@@ -1,0 +1,1 @@
+"""Deleting what has expired and what nobody needs."""
