@@ -6,10 +6,12 @@ import argparse
 import sys
 from typing import get_args
 
-from app.core.security import load_pepper
+from app.audit.service import record_command
+from app.core.secret_key import load_pepper
 from app.db.session import Database
 from app.keys.service import DEFAULT_TENANT, add_key, ensure_tenant
 from app.settings import get_settings
+from nupes_client.schemas.audit import AuditAction
 from nupes_client.schemas.keys import Scope
 
 
@@ -25,7 +27,8 @@ def main() -> None:
     database = Database(settings.resolved_database_url)
     with database.write() as session:
         tenant = ensure_tenant(session, wish.tenant)
-        _, secret = add_key(session, load_pepper(settings), tenant.id, wish.name, wish.scope or ["admin"])
+        key, secret = add_key(session, load_pepper(settings), tenant.id, wish.name, wish.scope or ["admin"])
+        record_command(session, tenant.id, AuditAction.KEY_CREATED, key.id)
     database.dispose()
     sys.stdout.write(f"{secret}\n")
 

@@ -11,7 +11,7 @@ from app.core.security import KeysManage
 from app.db.tables import ApiKey
 from app.keys import repository, service
 from nupes_client.schemas.base import Page
-from nupes_client.schemas.keys import Key, KeyCreate, KeyCreated
+from nupes_client.schemas.keys import Key, KeyCreate, KeyCreated, KeyRotate
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
 
@@ -37,6 +37,14 @@ def list_keys(who: KeysManage, session: ReadSession, params: PageParams) -> Page
 def get_key(key_id: str, who: KeysManage, session: ReadSession) -> Key:
     """One key, without its secret."""
     return service.view(service.get(session, who.tenant_id, key_id))
+
+
+@router.post("/{key_id}/rotate", responses=problems(409))
+def rotate_key(
+    key_id: str, who: KeysManage, session: WriteSession, request: Request, body: KeyRotate | None = None
+) -> KeyCreated:
+    """Give a key a new secret, which is in this answer and nowhere else; the present one stays valid for a while."""
+    return service.rotate(session, request.app.state.pepper, who, key_id, body or KeyRotate())
 
 
 @router.delete("/{key_id}", status_code=status.HTTP_204_NO_CONTENT, responses=problems(409))

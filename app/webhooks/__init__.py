@@ -1,0 +1,1 @@
+"""Telling receivers of a tenant what its jobs do."""
