@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
+from app.core.clock import now
 from app.db.tables import Artifact, Job, JobLayer
 from app.jobs.gates import evaluate_gates
 from app.jobs.transitions import AT_START, Fence, enqueue, record, transition
 from nupes_client.schemas.jobs import JobError, JobPhase, JobResult, JobSpec, JobStatus, Layer, ProgressInfo
 from nupes_client.schemas.problems import JobErrorCode
+from nupes_core.codeversion import code_version
 
 _UNHELD: dict[str, Any] = {"lease_owner": None, "lease_until": None, "worker_id": None}
 
@@ -60,16 +63,25 @@ def report_progress(
 def succeed(
     session: Session,
     job: Job,
-    fence: Fence,
+    fence: Fence | None,
     result: JobResult,
     layers: Sequence[Layer],
     artifacts: Sequence[PublishedFile],
     *,
-    cache_hit: bool = False,
+    cached_from: str | None = None,
 ) -> None:
     """Finish the job: gates and verdict, layers, artifact rows and the status, all in this one transaction.
 
     A job that is being cancelled when its result is ready succeeds: the work is done.
+
+    Args:
+        session: an open write session.
+        job: the row.
+        fence: what the worker holds; None for the service, which answers a queued job from the result cache.
+        result: what came out.
+        layers: of the model, in checkpoint order.
+        artifacts: files, stored already.
+        cached_from: the job that computed all this, if it was another.
     """
     _lock(session, job)
     gates, verdict = evaluate_gates(JobSpec.model_validate(job.config).gates, result)
@@ -78,11 +90,17 @@ def succeed(
         job,
         JobStatus.SUCCEEDED,
         fence=fence,
-        data={"verdict": verdict, "files": len(artifacts), "bytes_after": result.bytes_after},
+        data={
+            "verdict": verdict,
+            "files": len(artifacts),
+            "bytes_after": result.bytes_after,
+            **({"cached_from": cached_from} if cached_from else {}),
+        },
         result=_json(result),
         gates=[_json(gate) for gate in gates],
         verdict=verdict,
-        cache_hit=cache_hit,
+        cache_hit=cached_from is not None,
+        code_version=code_version(),
         progress_fraction=1.0,
     )
     session.add_all(_layer_rows(job, layers))
@@ -113,13 +131,22 @@ def finish_cancel(session: Session, job: Job, fence: Fence | None) -> None:
     transition(session, job, JobStatus.CANCELLED, fence=fence)
 
 
-def requeue(session: Session, job: Job, fence: Fence | None, *, reason: str) -> None:
+def requeue(session: Session, job: Job, fence: Fence | None, *, reason: str, pause_s: float = 0.0) -> None:
     """Give a running job back for its next attempt, and wake somebody for it.
 
-    `fence` is None for the reaper; a worker that shuts down gives its own.
+    Args:
+        session: an open write session.
+        job: the row.
+        fence: None for the reaper; a worker that shuts down gives its own.
+        reason: why.
+        pause_s: nobody takes it before; workers look at the table, so it needs no second wake-up.
     """
     _lock(session, job)
-    transition(session, job, JobStatus.QUEUED, fence=fence, data={"reason": reason}, **AT_START, **_UNHELD)
+    columns, data = {**AT_START, **_UNHELD}, {"reason": reason}
+    if pause_s > 0:
+        columns["lease_until"] = until = now() + timedelta(seconds=pause_s)
+        data["not_before"] = until.isoformat()
+    transition(session, job, JobStatus.QUEUED, fence=fence, data=data, **columns)
     enqueue(session, job)
 
 

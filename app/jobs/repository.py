@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Select, and_, delete, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, insert, literal, or_, select
+from sqlalchemy.orm import QueryableAttribute, Session, aliased
 
-from app.db.tables import Artifact, IdempotencyKey, Job, JobEvent, JobLayer, JobMetric, OutboxMessage
+from app.db.tables import (
+    Artifact,
+    IdempotencyKey,
+    Job,
+    JobEvent,
+    JobLabel,
+    JobLayer,
+    JobMetric,
+    JobShard,
+    JobShardFile,
+    OutboxMessage,
+)
 from nupes_client.schemas.jobs import JobStatus
 
 
@@ -21,7 +32,9 @@ class JobFilter:
     model_id: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     created_after: datetime | None = None
+    created_before: datetime | None = None
     verdict: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,14 +46,43 @@ class JobState:
     status: JobStatus
 
 
+Owned = tuple[str, str]
+"""A tenant and one of its jobs."""
+
+_EQUAL = (
+    select(Job)
+    .where(Job.tenant_id == bindparam("tenant_id"), Job.cache_key == bindparam("cache_key"))
+    .where(Job.code_version == bindparam("code_version"))
+    .where(Job.status == JobStatus.SUCCEEDED.value, Job.artifacts_expired_at.is_(None))
+    .order_by(Job.id.desc())
+    .limit(1)
+)
+_STATES = select(Job.tenant_id, Job.id, Job.version, Job.event_seq, Job.status)
+_ASKED_FOR = (
+    Job.tenant_id.in_(bindparam("tenant_ids", expanding=True)),
+    Job.id.in_(bindparam("job_ids", expanding=True)),
+)
+_STATES_OF_TENANTS = _STATES.where(*_ASKED_FOR)
+_OF_TENANTS = select(Job).where(*_ASKED_FOR)
+
+
 def get(session: Session, tenant_id: str, job_id: str, *, lock: bool = False) -> Job | None:
     """One job of the tenant; with `lock` nobody else changes it before the transaction ends."""
     query = select(Job).where(Job.tenant_id == tenant_id, Job.id == job_id)
     return session.scalars(query.with_for_update() if lock else query).one_or_none()
 
 
-def listing(tenant_id: str, narrow: JobFilter) -> Select[Job]:
-    """The query of a list, without order and limit, which paging adds."""
+def get_many(session: Session, tenant_id: str, job_ids: Sequence[str]) -> Sequence[Job]:
+    """Those of the jobs that are there and the tenant's, in no order."""
+    return session.scalars(select(Job).where(Job.tenant_id == tenant_id, Job.id.in_(job_ids))).all()
+
+
+def listing(tenant_id: str, narrow: JobFilter) -> tuple[Select[Job], QueryableAttribute[str]]:
+    """The query of a list, without order and limit, which paging adds, and the column of ids to order it by.
+
+    Where a label is asked for, that is the label's: SQLite would else walk through all jobs of the tenant in order.
+    """
+    order: QueryableAttribute[str] = Job.id
     query = select(Job).where(Job.tenant_id == tenant_id)
     if narrow.statuses:
         query = query.where(Job.status.in_([status.value for status in narrow.statuses]))
@@ -48,9 +90,40 @@ def listing(tenant_id: str, narrow: JobFilter) -> Select[Job]:
         query = query.where(Job.model_id == narrow.model_id)
     if narrow.created_after is not None:
         query = query.where(Job.created_at > narrow.created_after)
+    if narrow.created_before is not None:
+        query = query.where(Job.created_at < narrow.created_before)
+    if narrow.name is not None:
+        query = query.where(Job.name == narrow.name)
     if narrow.verdict is not None:
         query = query.where(Job.verdict == narrow.verdict)
-    return query.where(*(Job.labels[key].as_string() == value for key, value in narrow.labels.items()))
+    for key, value in narrow.labels.items():
+        label = aliased(JobLabel)
+        query = query.join(label, label.job_id == Job.id)
+        query = query.where(label.tenant_id == tenant_id, label.key == key, label.value == value)
+        order = label.job_id
+    return query, order
+
+
+def overdue(session: Session, moment: datetime, limit: int) -> Sequence[str]:
+    """Jobs of any tenant that no worker has ever taken and that waited too long, the longest first."""
+    never_taken = (Job.status == JobStatus.QUEUED.value, Job.started_at.is_(None))
+    query = select(Job.id).where(*never_taken, Job.queue_until < moment)
+    return session.scalars(query.order_by(Job.queue_until).limit(limit)).all()
+
+
+def set_labels(session: Session, job: Job) -> None:
+    """Write the rows of the labels of a job, instead of those there may be."""
+    session.execute(delete(JobLabel).where(JobLabel.job_id == job.id))
+    add_labels(session, job)
+
+
+def add_labels(session: Session, job: Job) -> None:
+    """Write the rows of the labels of a new job."""
+    rows = [
+        {"job_id": job.id, "tenant_id": job.tenant_id, "key": key, "value": value} for key, value in job.labels.items()
+    ]
+    if rows:
+        session.execute(insert(JobLabel), rows)
 
 
 def remove(session: Session, job: Job) -> None:
@@ -58,9 +131,12 @@ def remove(session: Session, job: Job) -> None:
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.resource_id == job.id))
     session.execute(delete(OutboxMessage).where(OutboxMessage.job_id == job.id))
     session.execute(delete(Artifact).where(Artifact.job_id == job.id))
+    session.execute(delete(JobLabel).where(JobLabel.job_id == job.id))
     session.execute(delete(JobLayer).where(JobLayer.job_id == job.id))
     session.execute(delete(JobMetric).where(JobMetric.job_id == job.id))
     session.execute(delete(JobEvent).where(JobEvent.job_id == job.id))
+    session.execute(delete(JobShardFile).where(JobShardFile.job_id == job.id))
+    session.execute(delete(JobShard).where(JobShard.job_id == job.id))
     session.execute(delete(Job).where(Job.id == job.id))
 
 
@@ -68,6 +144,12 @@ def events(session: Session, job_id: str, after: int, limit: int) -> Sequence[Jo
     """Events with a number above `after`, oldest first; the caller has checked the tenant."""
     query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > after).order_by(JobEvent.seq)
     return session.scalars(query.limit(limit)).all()
+
+
+def events_of_types(session: Session, job_id: str, types: Sequence[str]) -> Sequence[JobEvent]:
+    """All events of some types, oldest first; the caller has checked the tenant."""
+    query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.type.in_(types)).order_by(JobEvent.seq)
+    return session.scalars(query).all()
 
 
 def layers(session: Session, job_id: str, after: int, limit: int | None) -> Sequence[JobLayer]:
@@ -91,10 +173,45 @@ def cut_metrics(session: Session, job_id: str, starts: Mapping[str, int]) -> Non
         session.execute(delete(JobMetric).where(*behind))
 
 
+def copy_metrics(session: Session, source_id: str, job_id: str) -> None:
+    """Give a job the curves of another one."""
+    points = select(literal(job_id), JobMetric.series, JobMetric.step, JobMetric.value).where(
+        JobMetric.job_id == source_id
+    )
+    session.execute(insert(JobMetric).from_select(["job_id", "series", "step", "value"], points))
+
+
+def equal_job(session: Session, job: Job, code_version: str, *, lock: bool) -> Job | None:
+    """The newest job of the same tenant that succeeded with the same cache key and code; with `lock` it stays."""
+    wanted = {"tenant_id": job.tenant_id, "cache_key": job.cache_key, "code_version": code_version}
+    return session.scalars(_EQUAL.with_for_update(read=True) if lock else _EQUAL, wanted).one_or_none()
+
+
+def files_of(session: Session, job_id: str, *, lock: bool) -> Sequence[Artifact]:
+    """The artifacts of a job; with `lock` they stay until the transaction ends."""
+    query = select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.id)
+    return session.scalars(query.with_for_update(read=True) if lock else query).all()
+
+
 def states(session: Session, job_ids: Iterable[str]) -> dict[str, JobState]:
     """The present state of jobs that are being watched; jobs that are gone are missing."""
-    query = select(Job.id, Job.version, Job.event_seq, Job.status).where(Job.id.in_(list(job_ids)))
-    return {row.id: JobState(row.version, row.event_seq, JobStatus(row.status)) for row in session.execute(query)}
+    rows = session.execute(_STATES.where(Job.id.in_(list(job_ids))))
+    return {row.id: JobState(row.version, row.event_seq, JobStatus(row.status)) for row in rows}
+
+
+def states_of_tenants(session: Session, wanted: Collection[Owned]) -> dict[Owned, JobState]:
+    """The present state of jobs, each asked for by a tenant; those that are not there or another's are missing."""
+    rows = session.execute(_STATES_OF_TENANTS, _ids(wanted))
+    return {(row.tenant_id, row.id): JobState(row.version, row.event_seq, JobStatus(row.status)) for row in rows}
+
+
+def of_tenants(session: Session, wanted: Collection[Owned]) -> dict[Owned, Job]:
+    """Jobs, each asked for by a tenant; those that are not there or another's are missing."""
+    return {(job.tenant_id, job.id): job for job in session.scalars(_OF_TENANTS, _ids(wanted))}
+
+
+def _ids(wanted: Collection[Owned]) -> dict[str, list[str]]:
+    return {"tenant_ids": list({tenant_id for tenant_id, _ in wanted}), "job_ids": list({each for _, each in wanted})}
 
 
 def events_since(session: Session, seen: Mapping[str, int]) -> Sequence[JobEvent]:
@@ -103,26 +220,17 @@ def events_since(session: Session, seen: Mapping[str, int]) -> Sequence[JobEvent
     return session.scalars(select(JobEvent).where(or_(*behind)).order_by(JobEvent.job_id, JobEvent.seq)).all()
 
 
-def idempotency_key(session: Session, tenant_id: str, key: str) -> IdempotencyKey | None:
-    """What is known of a key of the tenant; locked until the end of the transaction."""
-    return session.get(IdempotencyKey, (tenant_id, key), populate_existing=True, with_for_update=True)
+def idempotency_key(session: Session, tenant_id: str, key: str, *, since: datetime) -> IdempotencyKey | None:
+    """What is known of a key that the tenant used at some moment or later."""
+    row = session.get(IdempotencyKey, (tenant_id, key), populate_existing=True)
+    return row if row and row.created_at >= since else None
 
 
-def add_idempotency_key(session: Session, row: IdempotencyKey) -> None:
-    """Reserve a key; an `IntegrityError` says that somebody else has it."""
+def put_idempotency_key(session: Session, row: IdempotencyKey) -> None:
+    """Write a key, over one that led to nothing; an `IntegrityError` says that another request has just written it."""
+    session.execute(delete(IdempotencyKey).where(*_is(row), IdempotencyKey.resource_id.is_(None)))
     session.add(row)
     session.flush()
-
-
-def answer_idempotency_key(session: Session, reserved: IdempotencyKey, resource_id: str) -> bool:
-    """Note what a reserved key led to; False when the reservation was taken over meanwhile."""
-    statement = update(IdempotencyKey).where(*_is_reservation(reserved)).values(resource_id=resource_id)
-    return session.connection().execute(statement).rowcount == 1
-
-
-def release_idempotency_key(session: Session, reserved: IdempotencyKey) -> None:
-    """Give a reserved key free; one that was answered stays."""
-    session.execute(delete(IdempotencyKey).where(*_is_reservation(reserved)))
 
 
 def purge_idempotency_keys(session: Session, tenant_id: str, before: datetime) -> None:
@@ -131,10 +239,5 @@ def purge_idempotency_keys(session: Session, tenant_id: str, before: datetime) -
     session.execute(delete(IdempotencyKey).where(*outdated))
 
 
-def _is_reservation(reserved: IdempotencyKey) -> list[ColumnElement[bool]]:
-    return [
-        IdempotencyKey.tenant_id == reserved.tenant_id,
-        IdempotencyKey.key == reserved.key,
-        IdempotencyKey.created_at == reserved.created_at,
-        IdempotencyKey.resource_id.is_(None),
-    ]
+def _is(row: IdempotencyKey) -> list[ColumnElement[bool]]:
+    return [IdempotencyKey.tenant_id == row.tenant_id, IdempotencyKey.key == row.key]

@@ -7,10 +7,15 @@ from collections.abc import Callable
 from sqlalchemy.orm import Session
 
 from app.core.conditional import etag
+from app.core.pagination import PageQuery, paginate
 from app.core.problems import ConflictError, NotFoundError
 from app.db.tables import Job
 from app.jobs import repository
+from app.jobs.repository import JobFilter
 from app.jobs.transitions import amend, transition
+from app.jobs.views import job_view
+from nupes_client.schemas.base import Page
+from nupes_client.schemas.jobs import Job as JobView
 from nupes_client.schemas.jobs import JobPatch, JobStatus
 
 
@@ -21,6 +26,12 @@ def get(session: Session, tenant_id: str, job_id: str) -> Job:
         NotFoundError: there is none.
     """
     return _found(repository.get(session, tenant_id, job_id), job_id)
+
+
+def listing(session: Session, tenant_id: str, narrow: JobFilter, page: PageQuery) -> Page[JobView]:
+    """One page of the tenant's jobs, newest first."""
+    rows, cursor = paginate(session, *repository.listing(tenant_id, narrow), page)
+    return Page[JobView](data=[job_view(row) for row in rows], next_cursor=cursor, has_more=cursor is not None)
 
 
 def version_tag(job: Job) -> str:

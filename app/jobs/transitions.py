@@ -1,4 +1,4 @@
-"""The one writer of `jobs.status`: a table of legal moves, fencing, and the event in the same transaction."""
+"""The one writer of `jobs.status`: legal moves, fencing, and in the same transaction the event and the messages."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, exists, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from app.core.clock import now
-from app.db.tables import Job, JobEvent, OutboxMessage
-from nupes_client.schemas.jobs import TERMINAL_STATUSES, JobStatus
+from app.db.tables import Job, JobEvent, OutboxMessage, Tenant, Worker
+from app.jobs import repository
+from app.usage import ledger
+from app.webhooks.announce import announce
+from nupes_client.schemas.jobs import QUEUE_TIMEOUT_S, TERMINAL_STATUSES, JobStatus
 
 LEGAL: dict[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED, JobStatus.FAILED}),
+    JobStatus.QUEUED: frozenset(
+        {JobStatus.RUNNING, JobStatus.CANCELLED, JobStatus.FAILED, JobStatus.SUCCEEDED}  # the last: from the cache
+    ),
     JobStatus.RUNNING: frozenset(
         {JobStatus.RUNNING, JobStatus.QUEUED, JobStatus.CANCELLING, JobStatus.SUCCEEDED, JobStatus.FAILED}
     ),
@@ -25,12 +30,17 @@ LEGAL: dict[JobStatus, frozenset[JobStatus]] = {
 }
 
 
+HELD = frozenset({JobStatus.RUNNING, JobStatus.CANCELLING})
+"""A worker has the job."""
+
 AT_START: dict[str, Any] = {
     "phase": None,
     "progress_fraction": 0.0,
     "progress_current": 0,
     "progress_total": 0,
     "eta_seconds": None,
+    "waiting_reason": None,
+    "waiting_largest_bytes": None,
 }
 """Where an attempt begins."""
 
@@ -68,7 +78,7 @@ def transition(
     data: dict[str, Any] | None = None,
     **columns: Any,
 ) -> None:
-    """Move `job` to status `to`, append the event, bump the version; all in the caller's transaction.
+    """Move `job` to status `to`, append event and messages, bump the version; all in the caller's transaction.
 
     Args:
         session: an open write session.
@@ -91,7 +101,9 @@ def transition(
         columns = {"finished_at": now(), "lease_owner": None, "lease_until": None, "eta_seconds": None, **columns}
     guard = [Job.status == current.value, Job.version == job.version]
     _write(session, job, guard, fence, {"status": to.value, **columns})
-    _append(session, job, "status", {"from": current.value, "to": to.value, **(data or {})})
+    if current in HELD and to not in HELD:
+        ledger.count_compute(session, job, job.attempt_started_at)
+    _tell(session, job, current.value, data or {})
 
 
 def record(
@@ -123,28 +135,50 @@ def hold(session: Session, job_id: str, fence: Fence) -> None:
 
 
 def amend(session: Session, job: Job, **columns: Any) -> None:
-    """Change what is the user's to change (name, labels, priority), also of an ended job: new version, no event.
+    """Change what is the user's to change: name, labels, priority.
+
+    A new version and an event `changed`; of an ended job a new version alone, for no event follows the one that ended
+    it.
 
     Raises:
         StaleFenceError: the row changed since it was read.
     """
-    _update(session, job, [Job.version == job.version], {"version": Job.version + 1, **columns})
+    unchanged = [Job.version == job.version]
+    if JobStatus(job.status).is_terminal:
+        _update(session, job, unchanged, {"version": Job.version + 1, **columns})
+    else:
+        _write(session, job, unchanged, None, columns)
+        _append(session, job, "changed", columns)
+    if "labels" in columns:
+        repository.set_labels(session, job)
 
 
-def create(session: Session, job: Job) -> None:
-    """Add a new job: queued, with its first event and the wake-up for the sweeper, in the caller's transaction."""
-    job.status = JobStatus.QUEUED.value
-    job.event_seq = 1
-    session.add(job)
+def create(session: Session, *jobs: Job, wake: bool = True) -> None:
+    """Add new jobs: queued, with their first event and the wake-up for the sweeper, in the caller's transaction.
+
+    Args:
+        session: an open write session.
+        jobs: the rows.
+        wake: False for jobs that need no worker.
+    """
+    for job in jobs:
+        job.status = JobStatus.QUEUED.value
+        job.event_seq = 1
+        job.queue_until = now() + timedelta(seconds=job.queue_timeout_s or QUEUE_TIMEOUT_S)
+    session.add_all(jobs)
     session.flush()
-    _append(session, job, "status", {"from": None, "to": job.status})
-    enqueue(session, job)
+    for job in jobs:
+        repository.add_labels(session, job)
+        ledger.count_job(session, job)
+        _append_status(session, job, None, {})
+        if wake:
+            enqueue(session, job)
+    announce(session, *jobs)
 
 
 def enqueue(session: Session, job: Job) -> None:
     """Write the wake-up of a queued job to the outbox, from where publisher or sweeper take it."""
     session.add(OutboxMessage(queue=job.device_class, job_id=job.id))
-    session.flush()
 
 
 def _write(
@@ -163,24 +197,58 @@ def _update(session: Session, job: Job, guard: list[ColumnElement[bool]], values
     session.refresh(job)
 
 
+def _tell(session: Session, job: Job, before: str | None, data: dict[str, Any]) -> None:
+    """Say that the job reached a new status: to those who watch it, and to the webhooks of its tenant."""
+    _append_status(session, job, before, data)
+    announce(session, job)
+
+
+def _append_status(session: Session, job: Job, before: str | None, data: dict[str, Any]) -> None:
+    _append(session, job, "status", {"from": before, "to": job.status, **data})
+
+
 def _append(session: Session, job: Job, event_type: str, data: dict[str, Any]) -> None:
     session.add(JobEvent(job_id=job.id, seq=job.event_seq, type=event_type, data=data))
-    session.flush()
 
 
-def claim(session: Session, job_id: str, owner: str, lease_s: float) -> Fence | None:
+def fits(memory_bytes: int | None, job: type[Job] = Job) -> ColumnElement[bool]:
+    """The WHERE clause of jobs whose planned peak fits a worker; one that does not know its memory takes all.
+
+    Args:
+        memory_bytes: of the worker.
+        job: the table, or an alias of it.
+    """
+    return true() if memory_bytes is None else or_(job.memory_bytes.is_(None), job.memory_bytes <= memory_bytes)
+
+
+def rested(job: type[Job] = Job) -> ColumnElement[bool]:
+    """The WHERE clause of queued jobs that may be taken now; the moment is that of the execution.
+
+    Args:
+        job: the table, or an alias of it.
+    """
+    moment = bindparam("moment", callable_=now, type_=job.lease_until.type, unique=True)
+    return or_(job.lease_until.is_(None), job.lease_until <= moment)
+
+
+def claim(
+    session: Session, job_id: str, owner: str, lease_s: float, *, memory_bytes: int | None = None
+) -> Fence | None:
     """Take a job that is queued, or running with an expired lease; None when somebody else was faster.
 
-    One conditional UPDATE, the same on SQLite and PostgreSQL: one row changed means won.
+    One conditional UPDATE, the same on SQLite and PostgreSQL: one row changed means won. It wins no job that needs more
+    than `memory_bytes`, and none for a worker that is being drained.
     """
     moment = now()
-    free = or_(Job.status == JobStatus.QUEUED, and_(Job.status == JobStatus.RUNNING, Job.lease_until < moment))
+    free = or_(
+        and_(Job.status == JobStatus.QUEUED, rested()), and_(Job.status == JobStatus.RUNNING, Job.lease_until < moment)
+    )
     job = session.get(Job, job_id)
     if job is None or job.attempt >= job.max_attempts:
         return None
     statement = (
         update(Job)
-        .where(Job.id == job_id, free, Job.version == job.version)
+        .where(Job.id == job_id, free, Job.version == job.version, fits(memory_bytes), ~draining(owner))
         .values(
             status=JobStatus.RUNNING.value,
             version=Job.version + 1,
@@ -190,16 +258,24 @@ def claim(session: Session, job_id: str, owner: str, lease_s: float) -> Fence | 
             lease_until=moment + timedelta(seconds=lease_s),
             worker_id=owner,
             started_at=job.started_at or moment,
+            attempt_started_at=moment,
             **AT_START,
         )
         .execution_options(synchronize_session=False)
     )
-    before = job.status
+    before, lost = job.status, job.attempt_started_at if job.status in HELD else None
     if session.connection().execute(statement).rowcount != 1:
         return None
     session.refresh(job)
-    _append(session, job, "status", {"from": before, "to": job.status, "attempt": job.attempt, "worker": owner})
+    ledger.count_compute(session, job, lost)
+    _tell(session, job, before, {"attempt": job.attempt, "worker": owner})
+    session.execute(update(Tenant).where(Tenant.id == job.tenant_id).values(last_claim_at=moment))
     return Fence(owner=owner, attempt=job.attempt)
+
+
+def draining(owner: str) -> ColumnElement[bool]:
+    """The condition that a worker was told to take nothing more."""
+    return exists().where(Worker.id == owner, Worker.draining)
 
 
 def renew(session: Session, job_id: str, fence: Fence, lease_s: float) -> bool:

@@ -33,7 +33,7 @@ RECENT_EVENTS = 256
 
 BATCH = 200
 READERS = 4
-"""Threads for what watchers read on their own: the job itself, and events when they are far behind."""
+"""Threads for what watchers read on their own: events when they are far behind."""
 
 _log = logging.getLogger(__name__)
 
@@ -124,10 +124,6 @@ class JobWatcher:
             return []
         batch = topic.since(seq)
         return await self._read(partial(_events, job_id=job_id, after=seq), self._readers) if batch is None else batch
-
-    async def read(self, query: Callable[[Session], T]) -> T:
-        """Run a query for a watcher in a thread, with a session that is closed before this returns."""
-        return await self._read(query, self._readers)
 
     @contextlib.contextmanager
     def _watch(self, job_id: str) -> Iterator[_Topic]:

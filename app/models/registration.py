@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from sqlalchemy.orm import Session
 
+from app.audit import service as audit
 from app.core.problems import ProblemError, ValidationProblem
+from app.core.security import Principal
 from app.db.session import Database
 from app.db.tables import Model, ModelFile, Upload
 from app.models import headers, repository
@@ -15,14 +17,17 @@ from app.settings import Settings
 from app.storage import BlobStore
 from app.uploads import repository as uploads
 from app.uploads.service import pending_problem
+from nupes_client.schemas.audit import AuditAction
 from nupes_client.schemas.models import Finding, HubSource, ModelCreate, UploadedFile, UploadSource
 from nupes_core.errors import UnsafeFileError
 from nupes_core.modelfolder import check_file_name
 
+Reader = Callable[[Session, str, Collection[str]], dict[str, Upload]]
+
 DEFAULT_NAME = "uploaded model"
 
 
-def register(database: Database, store: BlobStore, settings: Settings, tenant_id: str, body: ModelCreate) -> Model:
+def register(database: Database, store: BlobStore, settings: Settings, who: Principal, body: ModelCreate) -> Model:
     """Scan a model and register it. No transaction is open while a hub is asked or files are read.
 
     Raises:
@@ -34,11 +39,14 @@ def register(database: Database, store: BlobStore, settings: Settings, tenant_id
     if isinstance(source, HubSource):
         model, files = _from_hub(settings, source)
     else:
-        model, files = _from_uploads(database, store, tenant_id, source)
-    model.tenant_id = tenant_id
+        model, files = _from_uploads(database, store, who.tenant_id, source)
+    model.tenant_id = who.tenant_id
     model.name = body.name or model.name
     with database.write() as session:
+        if isinstance(source, UploadSource):
+            _find_uploads(session, who.tenant_id, source.files, uploads.lock_many)  # one may be gone by now
         repository.add(session, model, files)
+        audit.record(session, who, AuditAction.MODEL_CREATED, model.id)
     return model
 
 
@@ -46,7 +54,7 @@ def _from_uploads(
     database: Database, store: BlobStore, tenant_id: str, source: UploadSource
 ) -> tuple[Model, list[ModelFile]]:
     with database.read() as session:
-        found = _find_uploads(session, tenant_id, source.files)
+        found = _find_uploads(session, tenant_id, source.files, uploads.get_many)
     digests = {path: str(upload.sha256) for path, upload in found.items()}
 
     def read(path: str, start: int, end: int) -> bytes:
@@ -59,9 +67,9 @@ def _from_uploads(
     return model, files
 
 
-def _find_uploads(session: Session, tenant_id: str, files: list[UploadedFile]) -> dict[str, Upload]:
+def _find_uploads(session: Session, tenant_id: str, files: list[UploadedFile], read: Reader) -> dict[str, Upload]:
     """Path -> upload; the first thing wrong is named by its place in the request."""
-    known = uploads.get_many(session, tenant_id, {file.upload_id for file in files})
+    known = read(session, tenant_id, {file.upload_id for file in files})
     found: dict[str, Upload] = {}
     for index, file in enumerate(files):
         if file.path in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -14,22 +15,26 @@ from app.models import repository
 from nupes_client.schemas.models import Finding, Model, ModelFile
 from nupes_core.header import Header
 
+T = TypeVar("T")
+
 
 def get(session: Session, tenant_id: str, model_id: str) -> ModelRow:
-    """Return one model.
+    """Return one model, without its headers and config: see `blueprint`.
 
     Raises:
         NotFoundError: no such model in this tenant.
     """
-    model = repository.get(session, tenant_id, model_id)
-    if model is None:
-        raise NotFoundError("model", model_id)
-    return model
+    return _found(repository.get(session, tenant_id, model_id), model_id)
 
 
-def headers(model: ModelRow) -> dict[str, Header]:
-    """The checked headers of its weight files, by path."""
-    return stored_headers.from_json(model.headers)
+def blueprint(session: Session, model_id: str) -> tuple[dict[str, Header], dict[str, Any]]:
+    """Return the checked headers of a model's weight files, by path, and its config. They never change.
+
+    Raises:
+        NotFoundError: it was deleted meanwhile.
+    """
+    headers, config = _found(repository.blueprint(session, model_id), model_id)
+    return stored_headers.from_json(headers), config
 
 
 def remove(session: Session, tenant_id: str, model_id: str) -> None:
@@ -39,9 +44,7 @@ def remove(session: Session, tenant_id: str, model_id: str) -> None:
         NotFoundError: no such model in this tenant.
         ConflictError: there are jobs of it.
     """
-    model = repository.get(session, tenant_id, model_id, lock=True)
-    if model is None:
-        raise NotFoundError("model", model_id)
+    model = _found(repository.get(session, tenant_id, model_id, lock=True), model_id)
     jobs = repository.jobs_of(session, model_id)
     if jobs:
         raise ConflictError(
@@ -50,6 +53,12 @@ def remove(session: Session, tenant_id: str, model_id: str) -> None:
             hint="Delete these jobs first; cancel those that run.",
         )
     session.delete(model)
+
+
+def _found(found: T | None, model_id: str) -> T:
+    if found is None:
+        raise NotFoundError("model", model_id)
+    return found
 
 
 def views(session: Session, rows: Sequence[ModelRow]) -> list[Model]:

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import asdict, dataclass
 
 from sqlalchemy.orm import Session
 
-from app.core.clock import now
 from app.core.problems import DiskFullProblem, ValidationProblem
-from app.db.tables import Model, Worker
+from app.core.recent import Recent
+from app.db.tables import Model
 from app.models import service as models
-from app.plans import repository
 from app.plans.architectures import EVALUABLE_MODEL_TYPES
 from app.plans.texts import check_texts
 from app.plans.translate import quantization_config
 from app.settings import Settings
 from app.storage import BlobStore
-from nupes_client.schemas.jobs import JobCreate, JobSpec
-from nupes_client.schemas.plans import Plan, PlannedLayer
+from app.workers.capacity import Capacity, choose_class
+from nupes_client.schemas.jobs import Device, JobCreate, JobSpec
+from nupes_client.schemas.plans import Plan, PlannedFormat, PlannedLayer
 from nupes_core.config import QuantizationConfig
 from nupes_core.errors import NoQuantizableLayersError, UnsupportedArchitectureError
 from nupes_core.plan import Plan as CorePlan
-from nupes_core.plan import plan_headers
+from nupes_core.plan import ShardPlan, plan_headers
 
-SEEN_S = 60
-"""A worker that did not report in for this long is not counted on."""
-
-DEFAULT_CLASS = "cpu"
-NATIVE = "nupes"
+_RECENT: Recent[CorePlan] = Recent(20_000)
+"""Plans, weighed by their tensors (about 1 kB each). The id of a model is never given to another, and what was
+registered under it never changes."""
 
 
 @dataclass(frozen=True)
@@ -37,24 +33,21 @@ class Prepared:
     """A job that passed all checks.
 
     Attributes:
+        model: what is quantized.
         plan: the prediction.
-        disk_bytes: of all formats asked for.
         worker_classes: device classes of live workers that it fits on; empty when none reported in.
+        device_class: the queue the job goes to.
+        shards: files that several workers can do at once; empty for a job that one worker does.
     """
 
+    model: Model
     plan: CorePlan
-    disk_bytes: int
     worker_classes: tuple[str, ...]
-
-    @property
-    def device_class(self) -> str:
-        """The queue the job goes to; data-free jobs need no accelerator."""
-        if not self.worker_classes or DEFAULT_CLASS in self.worker_classes:
-            return DEFAULT_CLASS
-        return self.worker_classes[0]
+    device_class: str
+    shards: tuple[ShardPlan, ...] = ()
 
 
-def prepare(session: Session, settings: Settings, store: BlobStore, tenant_id: str, spec: JobSpec) -> Prepared:
+def prepare(session: Session, settings: Settings, store: BlobStore, tenant_id: str, spec: JobCreate) -> Prepared:
     """Check a job as far as that is possible without reading a tensor.
 
     Raises:
@@ -66,18 +59,15 @@ def prepare(session: Session, settings: Settings, store: BlobStore, tenant_id: s
     model = models.get(session, tenant_id, spec.model.id)
     _check_architecture(spec, model)
     check_texts(session, store, tenant_id, spec)
-    headers = models.headers(model)
     config = quantization_config(spec)
     _check_calibration(spec, config)
-    plan = plan_headers(headers, model.config, config)
+    plan = _predicted(session, spec, config)
     _check_layers(plan)
-    others = tuple(name for name in spec.formats if name != NATIVE)
-    disk_bytes = plan.disk_bytes
-    if others:
-        disk_bytes += plan_headers(headers, model.config, config, formats=others).disk_bytes
-    _check_disk(settings, store, disk_bytes)
-    workers = repository.workers_seen_since(session, now() - timedelta(seconds=SEEN_S))
-    return Prepared(plan, disk_bytes, _fitting_classes(plan, workers))
+    _check_disk(settings, store, plan.disk_bytes)
+    fitting = _fitting_classes(plan, Capacity.of(session), spec.device)
+    learns = spec.optimize.mode == "data_driven"
+    shards = _shards(settings, spec, config, plan)
+    return Prepared(model, plan, fitting, choose_class(spec.device, fitting, learns=learns), shards)
 
 
 def predict(prepared: Prepared, body: JobCreate) -> Plan:
@@ -91,13 +81,28 @@ def predict(prepared: Prepared, body: JobCreate) -> Plan:
         coverage_pct=plan.coverage_pct,
         coverage_bytes_pct=plan.coverage_bytes_pct,
         bytes_before=plan.bytes_before,
-        artifact_bytes=plan.artifact_bytes,
+        artifact_bytes=plan.formats[0].bytes_after,
+        formats=[PlannedFormat.model_validate(asdict(each)) for each in plan.formats],
         bits_per_weight=plan.bits_per_weight,
         peak_memory_bytes=plan.peak_memory_bytes,
-        disk_bytes=prepared.disk_bytes,
+        disk_bytes=plan.disk_bytes,
         seconds=plan.seconds,
         worker_classes=list(prepared.worker_classes),
+        device_class=prepared.device_class,
     )
+
+
+def _predicted(session: Session, spec: JobSpec, config: QuantizationConfig) -> CorePlan:
+    """Return the plan for all formats: what was found for an equal wish of late, or found now."""
+    context = spec.evaluation.context if spec.evaluation else None
+    wish = (spec.model.id, config, context, tuple(spec.formats))
+    known = _RECENT.get(wish)
+    if known is not None:
+        return known
+    headers, model_config = models.blueprint(session, spec.model.id)
+    plan = plan_headers(headers, model_config, config, formats=spec.formats, evaluation_context=context)
+    _RECENT.put(wish, plan, weight=sum(len(part.tensors) for part in plan.parts))
+    return plan
 
 
 def _check_architecture(spec: JobSpec, model: Model) -> None:
@@ -129,13 +134,15 @@ def _check_calibration(spec: JobSpec, config: QuantizationConfig) -> None:
 
 
 def _check_layers(plan: CorePlan) -> None:
-    if plan.quantized:
-        return
-    reasons = sorted({tensor.skipped_reason for tensor in plan.skipped if tensor.skipped_reason})
-    raise NoQuantizableLayersError(
-        f"none of the {len(plan.tensors)} tensors of the model would be quantized",
-        hint=f"Reasons: {'; '.join(reasons[:5])}. Look at layers.exclude, layers.overrides and group_size.",
-    )
+    for part in plan.parts:
+        if part.quantized:
+            continue
+        reasons = sorted({tensor.skipped_reason for tensor in part.skipped if tensor.skipped_reason})
+        names = " and ".join(figures.format for figures in part.formats)
+        raise NoQuantizableLayersError(
+            f"none of the {len(part.tensors)} tensors of the model would be quantized for {names}",
+            hint=f"Reasons: {'; '.join(reasons[:5])}. Look at layers.exclude, layers.overrides and group_size.",
+        )
 
 
 def _check_disk(settings: Settings, store: BlobStore, needed: int) -> None:
@@ -146,16 +153,24 @@ def _check_disk(settings: Settings, store: BlobStore, needed: int) -> None:
         )
 
 
-def _fitting_classes(plan: CorePlan, workers: Sequence[Worker]) -> tuple[str, ...]:
-    """Device classes with a worker that has the memory; cpu first."""
-    fitting = [
-        worker for worker in workers if (worker.memory_bytes or plan.peak_memory_bytes) >= plan.peak_memory_bytes
-    ]
-    if workers and not fitting:
-        largest = max(worker.memory_bytes or 0 for worker in workers)
+def _shards(settings: Settings, spec: JobSpec, config: QuantizationConfig, plan: CorePlan) -> tuple[ShardPlan, ...]:
+    """Return the files to do one by one, where they can be and it is worth starting a process for each."""
+    if not config.splits or spec.calibration is not None or plan.bytes_before < settings.fan_out_bytes:
+        return ()
+    shards = plan.shards()
+    return shards if len(shards) > 1 else ()
+
+
+def _fitting_classes(plan: CorePlan, capacity: Capacity, device: Device) -> tuple[str, ...]:
+    """Device classes, of those the user allows, with a live worker that has the memory."""
+    fitting = capacity.fitting(plan.peak_memory_bytes, device)
+    allowed = capacity.allowed(device)
+    if allowed and not fitting:
+        largest = max(capacity.largest[name] or 0 for name in allowed)
         raise ValidationProblem(
             f"the job needs {plan.peak_memory_bytes} bytes of memory; the largest worker has {largest}",
             code="does_not_fit",
-            hint="Start a worker with more memory, or leave out the largest layers with layers.exclude.",
+            hint="Start a worker with more memory, leave out the largest layers with layers.exclude, or measure "
+            'nothing: "evaluation": null.',
         )
-    return tuple(sorted({worker.device_class for worker in fitting}))
+    return fitting

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import uuid
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
 
 from app.queue.broker import SOCKET_TIMEOUT_S, WAKE_TASK, publisher_options, queue_name, register_transport
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from kombu import Producer
 
 logger = logging.getLogger(__name__)
 
@@ -16,45 +20,90 @@ class BrokerUnavailableError(Exception):
     """The broker did not take the message; the outbox still has it."""
 
 
+class Publisher:
+    """Publishes over one connection, made when it is needed and kept while it works. For one thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._producer: Producer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def publish(self, job_id: str, queue: str) -> None:
+        """Publish one wake-up, as a Celery task message (protocol 2), without importing celery.
+
+        A connection that has been of use may have died since: then a new one is tried, once. A wake-up published twice
+        does no harm.
+
+        Args:
+            job_id: what to look at.
+            queue: device class, `cpu` or `gpu`.
+
+        Raises:
+            BrokerUnavailableError: at once, or after the socket timeout; nothing is retried here.
+        """
+        from kombu.exceptions import KombuError
+
+        kept = self._producer is not None
+        try:
+            _publish(self._connected(), queue_name(self._settings, queue), job_id)
+        except (KombuError, OSError) as error:  # kombu's OperationalError covers the drivers' own kinds
+            self.close()
+            if not kept:
+                raise BrokerUnavailableError(f"wake-up of {job_id}: {type(error).__name__}") from error
+            self.publish(job_id, queue)
+
+    def close(self) -> None:
+        """Give the connection up; the next message makes another."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with suppress(Exception):  # it is of no use any more, whatever state it is in
+                producer.connection.close()
+
+    def _connected(self) -> Producer:
+        if self._producer is None:
+            self._producer = _connect(self._settings)
+        return self._producer
+
+
 def publish_wake(settings: Settings, job_id: str, queue: str) -> None:
-    """Publish one wake-up, as a Celery task message (protocol 2), without importing celery.
-
-    Args:
-        settings: say which broker.
-        job_id: what to look at.
-        queue: device class, `cpu` or `gpu`.
-
-    Raises:
-        BrokerUnavailableError: at once, or after the socket timeout; nothing is retried here.
-    """
-    from kombu.exceptions import KombuError
-
-    try:
-        _publish(settings, job_id, queue)
-    except (KombuError, OSError) as error:  # kombu's OperationalError covers the drivers' own kinds
-        raise BrokerUnavailableError(f"wake-up of {job_id}: {type(error).__name__}") from error
+    """Publish one wake-up over a connection of its own; see `Publisher.publish`."""
+    with Publisher(settings) as publisher:
+        publisher.publish(job_id, queue)
 
 
-def _publish(settings: Settings, job_id: str, queue: str) -> None:
-    from kombu import Connection, Producer, Queue
+def _connect(settings: Settings) -> Producer:
+    from kombu import Connection, Producer
 
     register_transport()
-    name = queue_name(settings, queue)
-    task_id = str(uuid.uuid4())
     connection = Connection(
         settings.resolved_broker_url, connect_timeout=SOCKET_TIMEOUT_S, transport_options=publisher_options(settings)
     )
-    with connection:
+    try:
         connection.ensure_connection(max_retries=0, interval_start=0, interval_step=0, timeout=SOCKET_TIMEOUT_S)
-        Producer(connection.channel()).publish(
-            [[job_id], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}],
-            routing_key=name,
-            declare=[Queue(name, routing_key=name)],
-            headers=_headers(task_id, job_id),
-            correlation_id=task_id,
-            serializer="json",
-            retry=False,
-        )
+        return Producer(connection.channel())
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _publish(producer: Producer, name: str, job_id: str) -> None:
+    from kombu import Queue
+
+    task_id = str(uuid.uuid4())
+    producer.publish(
+        [[job_id], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}],
+        routing_key=name,
+        declare=[Queue(name, routing_key=name)],
+        headers=_headers(task_id, job_id),
+        correlation_id=task_id,
+        serializer="json",
+        retry=False,
+    )
 
 
 def _headers(task_id: str, job_id: str) -> dict[str, Any]:

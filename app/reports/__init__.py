@@ -1,0 +1,1 @@
+"""Reports of ended jobs: JSON, Markdown, HTML, JUnit XML."""

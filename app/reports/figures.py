@@ -1,0 +1,84 @@
+"""What reports show of a job: figures before and after, and one test case for each gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from nupes_client.schemas.jobs import GateResult, Job, JobResult, JobStatus, Layer
+
+WORST = 20
+"""Layers that a short report names: those with the lowest signal-to-noise ratio."""
+
+Figure = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A test case: what it is called, what was found, and what was wrong if something was."""
+
+    name: str
+    found: str
+    failure: str | None = None
+    error: str | None = None
+
+
+def number(value: float | None, digits: int = 6) -> str:
+    """A figure with so many significant digits; a dash for none."""
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
+
+
+def figures(result: JobResult | None) -> list[Figure]:
+    """Rows of (what, before, after)."""
+    return [] if result is None else [*_sizes(result), *_quality(result)]
+
+
+def _sizes(result: JobResult) -> Iterator[Figure]:
+    yield "bytes", number(result.bytes_before), number(result.bytes_after)
+    yield "bits per quantized weight", "", number(result.bits_per_weight)
+    yield (
+        "parameters quantized",
+        number(result.params),
+        f"{number(result.quantized_params)} ({result.coverage_pct:.2f} %)",
+    )
+
+
+def _quality(result: JobResult) -> Iterator[Figure]:
+    if result.metrics is None:
+        return
+    before, after = result.metrics.baseline, result.metrics.quantized
+    for label, name in (
+        ("perplexity", "perplexity"),
+        ("KL per token, nats", "kl"),
+        ("same top token", "top1_agreement"),
+    ):
+        if getattr(after, name) is not None:
+            yield label, number(getattr(before, name)), number(getattr(after, name))
+
+
+def cases(job: Job) -> list[Case]:
+    """One test case for each gate; and one for the job itself where it did not succeed, or has no gates."""
+    error = _why(job)
+    if error is not None:
+        limits = job.config.gates.model_dump(exclude_none=True) if job.config.gates else {}
+        return [Case("job", job.status, error=error), *(Case(gate, "", error="not measured") for gate in limits)]
+    return [_gate_case(gate) for gate in job.gates] or [Case("job", job.status)]
+
+
+def worst(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers that lost most, the worst first."""
+    measured = [layer for layer in layers if layer.sqnr_db is not None]
+    return sorted(measured, key=lambda layer: layer.sqnr_db or 0.0)[:WORST]
+
+
+def _why(job: Job) -> str | None:
+    if job.status is JobStatus.SUCCEEDED:
+        return None
+    return f"{job.error.code}: {job.error.message}" if job.error else f"the job was {job.status}"
+
+
+def _gate_case(gate: GateResult) -> Case:
+    found = f"measured {number(gate.measured)}, limit {number(gate.limit)}"
+    return Case(gate.gate, found, failure=None if gate.passed else found)
