@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from typing import Any
 
 from celery import Celery, signals
@@ -17,12 +16,11 @@ from app.core.logging import configure_logging
 from app.queue.broker import WAKE_TASK, consumer_options, queue_name, register_transport
 from app.settings import Settings, get_settings
 from worker.child import adopt_orphans
+from worker.pool import pool_process_ready
+from worker.poolsignals import GIVE_BACK, PoolSignals
 from worker.slot import Slot
 
 logger = logging.getLogger(__name__)
-
-GIVE_BACK = signal.SIGRTMIN
-"""From main process to pool process: take no more jobs, give back the one in hand. Billiard claims the usual ones."""
 
 register_transport()
 app = Celery("nupes")
@@ -45,7 +43,7 @@ def configure(settings: Settings) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         result_backend=None,
-        worker_pool="prefork",
+        worker_pool="worker.pool:TaskPool",
         worker_concurrency=1,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=settings.resolved_broker_url.startswith("redis"),
@@ -58,15 +56,19 @@ def configure(settings: Settings) -> Celery:
 
 
 _slot: Slot | None = None
+_signals: PoolSignals | None = None
 _worker: Any = None
+_ending = False
+"""Whether the main process was told to end; a pool process that it forks afterwards in place of one that died knows."""
 
 
 @app.task(name=WAKE_TASK)  # type: ignore[untyped-decorator]
 def wake(job_id: str) -> None:
     """Look at the table. The id says why; the most urgent job comes first, whichever it is."""
     logger.debug("woken for %s", job_id)
-    if _slot is not None:
-        _slot.work()
+    if _slot is not None and _signals is not None:
+        with _signals.message():
+            _slot.work()
 
 
 def _log(**_: Any) -> None:
@@ -80,32 +82,38 @@ def _remember_worker(sender: Any, **_: Any) -> None:
 
 def _open_slot(**_: Any) -> None:
     global _slot
+    if _ending:
+        return  # it would take the job that the process before it just gave back
     adopt_orphans()
     _slot = Slot(get_settings())
-    signal.signal(GIVE_BACK, _give_back)
     _slot.start()
 
 
-def _close_slot(**_: Any) -> None:
+def _listen(**_: Any) -> None:
+    global _signals
     if _slot is not None:
-        _slot.close()
+        _signals = PoolSignals(_slot)
+
+
+def _close_slot(exitcode: int = 0, **_: Any) -> None:
+    """Asked by the main process the job in hand has its grace; who signals the pool process itself is in a hurry."""
+    if _slot is not None:
+        _slot.close(at_once=exitcode < 0)
 
 
 def _pass_on(**_: Any) -> None:
     """A warm shutdown waits for tasks; ours end soon because their jobs are given back."""
+    global _ending
+    _ending = True
     for pid in _worker.pool.info["processes"] if _worker and _worker.pool else ():
         os.kill(pid, GIVE_BACK)
-
-
-def _give_back(*_: object) -> None:
-    if _slot is not None:
-        _slot.stop()
 
 
 for each, receiver in (
     (signals.setup_logging, _log),
     (signals.worker_init, _remember_worker),
     (signals.worker_process_init, _open_slot),
+    (pool_process_ready, _listen),
     (signals.worker_process_shutdown, _close_slot),
     (signals.worker_shutting_down, _pass_on),
 ):

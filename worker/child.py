@@ -14,13 +14,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 LAUNCHER = Path(__file__).with_name("launch.py")
 MAX_LINE_BYTES = 8 * 2**20
 READ_BYTES = 1 << 16
 KILL_WAIT_S = 1.0
 PR_SET_CHILD_SUBREAPER = 36
+
+Network = Literal["shared", "none"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Command:
         env: the whole environment.
         cwd: where.
         log: standard error is appended to this file.
+        network: whether it shares ours, or has none: a namespace of its own.
+        told: it is told by `Child.tell` what to do; else its standard input is empty.
     """
 
     module: str
@@ -40,18 +44,20 @@ class Command:
     env: Mapping[str, str]
     cwd: Path
     log: Path
+    network: Network = "shared"
+    told: bool = False
 
 
 class Child:
     """A running child. Its first process leads a new session, so that one signal reaches all it started."""
 
     def __init__(self, command: Command) -> None:
-        launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid())]
+        launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), command.network]
         program = [sys.executable, "-P", "-m", command.module, *command.args]
         with command.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*launcher, *program],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if command.told else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=dict(command.env),
@@ -69,6 +75,13 @@ class Child:
     def pid(self) -> int:
         """Process id, and id of the group."""
         return self._process.pid
+
+    def tell(self, line: str) -> None:
+        """Write a line to standard input. What has ended hears nothing, and its status says so."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.flush()
 
     def events(self, timeout: float) -> Iterator[dict[str, Any]]:
         """Yield the events that have come; wait up to `timeout` seconds for the first. Other output is skipped."""
@@ -103,6 +116,9 @@ class Child:
         self._wait(KILL_WAIT_S)
         self._selector.close()
         self._pipe.close()
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
 
     def _pending(self) -> bool:
         return bool(self._selector.get_map()) and bool(self._selector.select(0))

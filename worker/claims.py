@@ -1,21 +1,16 @@
-"""Choosing and taking the next job: by priority, then age."""
+"""Taking the next job: whose turn it is says `turns`, who gets it the database."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import and_, or_, select
-from sqlalchemy.orm import Session
-
-from app.core.clock import now
 from app.db.session import Database
-from app.db.tables import Job
+from app.jobs import shards
+from app.jobs.shards import ShardFence
 from app.jobs.transitions import Fence, claim
 from app.settings import Settings
-from nupes_client.schemas.jobs import JobStatus
-
-CANDIDATES = 10
-"""Looked at together: others may be faster with the first."""
+from app.workers.memory import usable_memory
+from worker.turns import CANDIDATES, abandoned_jobs, next_jobs
 
 
 @dataclass(frozen=True)
@@ -27,26 +22,41 @@ class Claim:
 
 
 def claim_next(database: Database, settings: Settings, owner: str) -> Claim | None:
-    """Take the most urgent job of this worker's device class; None when there is nothing to do."""
-    with database.read() as session:
-        candidates = _claimable(session, settings.device_class)
-    for job_id in candidates:
-        with database.write() as session:
-            fence = claim(session, job_id, owner, settings.lease_s)
-        if fence is not None:
-            return Claim(job_id, fence)
+    """Take the job whose turn it is of those of this worker's device class that fit its memory; None without any.
+
+    When all candidates went to faster workers there may be more behind them: look again. When the same ones are still
+    there it was not speed that decided; they can wait for the next time.
+    """
+    memory = usable_memory(settings)
+    before: list[str] = []
+    while (candidates := _candidates(database, settings.device_class, memory)) != before:
+        for job_id in candidates:
+            with database.write() as session:
+                fence = claim(session, job_id, owner, settings.lease_s, memory_bytes=memory)
+            if fence is not None:
+                return Claim(job_id, fence)
+        before = candidates
     return None
 
 
-def _claimable(session: Session, device_class: str) -> list[str]:
-    free = or_(
-        Job.status == JobStatus.QUEUED.value,
-        and_(Job.status == JobStatus.RUNNING.value, Job.lease_until < now()),
-    )
-    statement = (
-        select(Job.id)
-        .where(free, Job.device_class == device_class, Job.attempt < Job.max_attempts)
-        .order_by(Job.priority.desc(), Job.id)
-        .limit(CANDIDATES)
-    )
-    return list(session.scalars(statement))
+def job_waits(database: Database, settings: Settings) -> bool:
+    """Whether there is a job for this worker."""
+    return bool(_candidates(database, settings.device_class, usable_memory(settings)))
+
+
+def _candidates(database: Database, device_class: str, memory: int) -> list[str]:
+    """A job that was begun and abandoned goes on before others begin."""
+    with database.read() as session:
+        return abandoned_jobs(session, device_class, memory) or next_jobs(session, device_class, memory)
+
+
+def claim_shard(database: Database, settings: Settings, owner: str, job_id: str | None = None) -> ShardFence | None:
+    """Take a waiting file of a sharded job that runs, of one job or of any; None when there is none that fits here."""
+    with database.read() as session:
+        waiting = shards.candidates(session, settings.device_class, usable_memory(settings), job_id, CANDIDATES)
+    for shard in waiting:
+        with database.write() as session:
+            fence = shards.claim(session, shard, owner, settings.lease_s)
+        if fence is not None:
+            return fence
+    return None

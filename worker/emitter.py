@@ -6,6 +6,9 @@ import json
 import os
 from typing import IO, Any
 
+DONE = "done"
+"""The event of a child that is told what to do, after each thing."""
+
 
 class Emitter:
     """Writes events to the pipe that the supervisor reads.

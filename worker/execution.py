@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections.abc import Callable
 
 from sqlalchemy import update
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
 from app.db.tables import Job
 from app.jobs.outcomes import fail, finish_cancel, requeue, succeed
-from app.jobs.transitions import Fence, IllegalTransitionError, StaleFenceError, record
+from app.jobs.transitions import Fence, record
 from app.settings import Settings
 from nupes_client.schemas.jobs import JobPhase, JobStatus
 from nupes_client.schemas.problems import JobErrorCode
-from worker import environment
-from worker.child import Command
-from worker.failures import JobFailedError, exit_failure, internal_failure, timeout_failure
+from worker.attempt import attempt_context
+from worker.failures import JobFailedError, internal_failure, timeout_failure
+from worker.fanout import FanOut
+from worker.holding import HeldJob
 from worker.lease import Lease, Watch
 from worker.orders import read_orders
 from worker.relay import Relay
-from worker.supervisor import Stop, StoppedError, supervise
+from worker.shardwork import Place
+from worker.shutdown import Shutdown
+from worker.stages import Stages
+from worker.supervisor import Stop, StoppedError
 from worker.workfolder import JobFolder, job_folder
 
 logger = logging.getLogger(__name__)
-
-WRITE_PAUSE_S = 0.5
 
 End = Callable[[Session, Job], None]
 
@@ -37,21 +36,19 @@ End = Callable[[Session, Job], None]
 class Execution:
     """Runs a claimed job. Leaves the job ended, waiting for its next attempt, or in the hands of somebody else."""
 
-    def __init__(
-        self, database: Database, settings: Settings, job_id: str, fence: Fence, stopping: threading.Event
-    ) -> None:
+    def __init__(self, database: Database, settings: Settings, job_id: str, fence: Fence, shutdown: Shutdown) -> None:
         self._database = database
         self._settings = settings
         self._job_id = job_id
         self._fence = fence
-        self._stopping = stopping
-        self._folder: JobFolder = job_folder(settings.work_dir, job_id)
+        self._shutdown = shutdown
+        self._folder: JobFolder = job_folder(settings.work_dir, job_id, fence.attempt)
         self._relay = Relay(database, job_id, fence)
-        self._lease = Lease(database, settings, job_id, fence)
+        self._lease = Lease(database, settings, HeldJob(job_id, fence))
 
     def run(self) -> None:
         """Work on the job until it is done, has failed or has to stop."""
-        with self._lease:
+        with attempt_context(self._database, self._job_id, self._fence.attempt), self._lease:
             try:
                 self._stages()
                 end: End = self._succeed
@@ -72,33 +69,27 @@ class Execution:
             orders = read_orders(session, self._settings, self._job_id)
         self._folder.prepare(orders.content)
         self._relay.timeline = orders.timeline
-        watch = Watch(self._lease, self._database, self._stopping, orders.timeout_s)
-        self._stage(watch, "worker.fetcher", online=True)
-        self._stage(watch, "worker.runner")
+        watch = Watch(self._lease, self._database, self._shutdown, orders.timeout_s)
+        stages = Stages(self._settings, self._folder, self._relay, watch)
+        stages.run("worker.fetcher", online=True)
+        if orders.sharded:
+            self._share(watch)
+            stages.run("worker.fetcher", online=True)
+        stages.run("worker.runner")
         self._relay.enter(JobPhase.VERIFYING)
-        self._stage(watch, "worker.runner_check")
+        stages.run("worker.runner_check")
         self._relay.enter(JobPhase.PUBLISHING)
-        self._stage(watch, "worker.uploader", online=True)
+        stages.run("worker.uploader", online=True)
         if self._relay.result is None:
             raise JobFailedError(JobErrorCode.INTERNAL, "the work ended without a result")
 
-    def _stage(self, watch: Watch, module: str, *, online: bool = False) -> None:
-        status = self._child(watch, module, online=online)
-        if self._relay.failure is not None:
-            raise self._relay.failure
-        if status != 0:
-            raise exit_failure(status)
-
-    def _child(self, watch: Watch, module: str, *, online: bool) -> int:
-        make_env = environment.online if online else environment.offline
-        env = make_env(self._settings, self._folder)
-        command = Command(module, [str(self._folder.path)], env, self._folder.path, self._folder.log)
-        started = time.monotonic()
-        status = supervise(command, self._relay, watch, self._settings.cancel_grace_s)
-        logger.info("%s: %s ended with %d after %.1f s", self._job_id, module, status, time.monotonic() - started)
-        if status not in {0, 1}:
-            logger.warning("%s: %s said: %s", self._job_id, module, _tail(self._folder))
-        return status
+    def _share(self, watch: Watch) -> None:
+        """Do the files of the model together with other workers; then what they left is fetched, too."""
+        place = Place(self._database, self._settings, self._fence.owner, self._shutdown)
+        FanOut(place, self._job_id, self._relay, watch).run()
+        with self._database.read() as session:
+            orders = read_orders(session, self._settings, self._job_id)
+        self._folder.prepare(orders.content)
 
     def _succeed(self, session: Session, job: Job) -> None:
         assert self._relay.result is not None
@@ -115,7 +106,8 @@ class Execution:
         elif failed.retryable and job.attempt < job.max_attempts:
             line = {"level": "warning", "message": f"attempt {job.attempt} failed ({error.code}): {error.message}"}
             record(session, job, "log", line, fence=self._fence)
-            requeue(session, job, self._fence, reason=error.code)
+            pause_s = failed.pauses * self._settings.retry_pause_s * 2 ** (job.attempt - 1)
+            requeue(session, job, self._fence, reason=error.code, pause_s=pause_s)
         else:
             fail(session, job, self._fence, error)
 
@@ -146,25 +138,8 @@ class Execution:
         }
 
     def _write(self, end: End) -> None:
-        """Write the end in one transaction; wait for the database as long as the lease holds."""
-        while not self._lease.lost:
-            self._relay.write_points()
-            try:
-                with self._database.write() as session:
-                    if job := session.get(Job, self._job_id):
-                        end(session, job)
-            except (StaleFenceError, IllegalTransitionError) as error:
-                logger.warning("%s: the end was not written: %s", self._job_id, error)
-            except DBAPIError as error:
-                logger.warning("%s: the end is not written yet: %s", self._job_id, type(error).__name__)
-                time.sleep(WRITE_PAUSE_S)
-                continue
-            return
+        def write(session: Session) -> None:
+            if job := session.get(Job, self._job_id):
+                end(session, job)
 
-
-def _tail(folder: JobFolder, size: int = 4000) -> str:
-    """The last bytes of what the children printed, for the operator's log."""
-    try:
-        return folder.log.read_bytes()[-size:].decode(errors="replace")
-    except OSError:
-        return ""
+        self._lease.write_end(write, before=self._relay.write_points)

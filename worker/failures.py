@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
+from typing import Any
 
 from nupes_client.schemas.jobs import JobError, JobPhase
 from nupes_client.schemas.problems import JobErrorCode
 
+MAX_MESSAGE = 2000
+"""Characters of a child's message that are kept."""
+
+
+_PAUSES: Mapping[JobErrorCode, int] = {
+    JobErrorCode.DISK_FULL: 8,
+    JobErrorCode.DOWNLOAD_FAILED: 1,
+    JobErrorCode.PUBLISH_FAILED: 1,
+}
+"""Trouble of the surroundings, which passes: how many pauses to wait. Housekeeping frees disks every two minutes."""
+
 
 class JobFailedError(Exception):
-    """The attempt is over; `retryable` says whether another one may end better."""
+    """The attempt is over; `retryable` says whether another one may end better, `pauses` how long it should wait."""
 
     def __init__(self, code: JobErrorCode, message: str, *, hint: str | None = None, retryable: bool = False) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.hint = hint
-        self.retryable = retryable
+        self.retryable = retryable or code is JobErrorCode.DISK_FULL
+        self.pauses = _PAUSES.get(code, 0)
 
     def to_error(self, phase: JobPhase | None) -> JobError:
         """Return what the user sees."""
         return JobError(code=self.code, message=self.message, phase=phase, retryable=self.retryable, hint=self.hint)
 
 
-def failure(code: str, message: str, *, hint: str | None = None, retryable: bool = False) -> JobFailedError:
-    """Build from what a child reported; a code outside the list counts as internal."""
+def reported_failure(event: Mapping[str, Any]) -> JobFailedError:
+    """Build from the event in which a child gave up; a code outside the list counts as internal."""
+    code, message = str(event["code"]), str(event["message"])[:MAX_MESSAGE]
     known = JobErrorCode(code) if code in set(JobErrorCode) else JobErrorCode.INTERNAL
-    return JobFailedError(known, message, hint=hint, retryable=retryable)
+    return JobFailedError(known, message, hint=event.get("hint"), retryable=bool(event.get("retryable")))
 
 
 def exit_failure(status: int) -> JobFailedError:

@@ -46,7 +46,8 @@ def fetch(folder: JobFolder, emitter: Emitter) -> None:
     emitter.phase("fetching")
     _fetch_model(job, orders)
     if orders["text_sha256"]:
-        _from_store(job.store, orders["text_sha256"], folder.text)
+        _arrive(folder, folder.text, lambda path: _from_store(job.store, orders["text_sha256"], path))
+    _fetch_finished(job, orders)
     if calibration := orders.get("calibration"):
         _CALIBRATION[calibration["kind"]](job, calibration)
     shutil.rmtree(folder.scratch / "hub", ignore_errors=True)
@@ -58,29 +59,44 @@ def _fetch_model(job: _Fetch, orders: Mapping[str, Any]) -> None:
     get = _hub_getter(job, MODEL, source) if source["type"] == "hub" else _blob_getter(job.store)
     total, done = sum(file.size for file in files), 0
     for file in files:
-        _put(job, file, _model_path(job.folder, file.path), get)
+        _put(job, file, _inside(job.folder.model, file.path), get)
         done += file.size
         job.emitter.progress("fetching", done, total, "bytes")
 
 
-def _model_path(folder: JobFolder, path: str) -> Path:
+def _fetch_finished(job: _Fetch, orders: Mapping[str, Any]) -> None:
+    for each in orders["finished"]:
+        file = HubFile(path=each["path"], size=each["size"], sha256=each["sha256"])
+        target = job.folder.finished / str(each["position"])
+        _put(job, file, _inside(target, file.path), _blob_getter(job.store))
+
+
+def _inside(folder: Path, path: str) -> Path:
     parts = path.split("/")
     for part in parts:
         check_file_name(part)
-    return folder.model.joinpath(*parts)
+    return folder.joinpath(*parts)
 
 
 def _put(job: _Fetch, file: HubFile, target: Path, get: Get) -> None:
-    """Fetch one file under a temporary name, check it, rename it."""
+    """Fetch one file and check it."""
+
+    def checked(path: Path) -> None:
+        get(file, path)
+        if path.stat().st_size != file.size:
+            raise _broken(file.path, f"has {path.stat().st_size} bytes instead of {file.size}")
+
+    _arrive(job.folder, target, checked)
+
+
+def _arrive(folder: JobFolder, target: Path, get: Callable[[Path], None]) -> None:
+    """Have a file that is not there yet put aside, then rename it: others may be reading what has that name."""
     if target.is_file():
         return
-    target.parent.mkdir(exist_ok=True)
-    incoming = job.folder.path / "incoming"
-    incoming.unlink(missing_ok=True)
-    get(file, incoming)
-    if incoming.stat().st_size != file.size:
-        raise _broken(file.path, f"has {incoming.stat().st_size} bytes instead of {file.size}")
-    incoming.rename(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder.incoming.unlink(missing_ok=True)
+    get(folder.incoming)
+    folder.incoming.rename(target)
 
 
 def _blob_getter(store: BlobStore) -> Get:
@@ -137,7 +153,9 @@ def _check_size(job: _Fetch, file: HubFile, repo_id: str) -> None:
 
 
 _CALIBRATION: Mapping[str, Callable[[_Fetch, Mapping[str, Any]], None]] = {
-    "upload": lambda job, orders: _from_store(job.store, orders["sha256"], job.folder.calibration),
+    "upload": lambda job, orders: _arrive(
+        job.folder, job.folder.calibration, lambda path: _from_store(job.store, orders["sha256"], path)
+    ),
     "dataset": _calibration_dataset,
     "sampled": lambda *_: None,
 }

@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-import os
 import socket
-from pathlib import Path
+from dataclasses import dataclass
 
-from sqlalchemy import delete, update
+from sqlalchemy import delete, select, update
 
 from app.core.clock import now
 from app.db.session import Database
 from app.db.tables import Worker
 
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+@dataclass(frozen=True)
+class SlotFacts:
+    """What a slot says of itself once."""
+
+    id: str
+    device_class: str
+    memory_bytes: int
+    isolation: str | None = None
 
 
-def beat(database: Database, worker_id: str, device_class: str, job_id: str | None) -> None:
-    """Say that the slot lives and what it does; makes the row at the first beat."""
+def beat(database: Database, me: SlotFacts, job_id: str | None, *, draining: bool = False) -> bool:
+    """Say that the slot lives and what it does; makes the row at the first beat.
+
+    Returns:
+        Whether it is to take no more jobs: it says so itself with `draining`, or an operator did.
+    """
+    values = {"heartbeat_at": now(), "job_id": job_id, **({"draining": True} if draining else {})}
     with database.write() as session:
-        seen = update(Worker).where(Worker.id == worker_id).values(heartbeat_at=now(), job_id=job_id)
-        if session.connection().execute(seen).rowcount == 0:
-            session.add(
-                Worker(
-                    id=worker_id,
-                    device_class=device_class,
-                    hostname=socket.gethostname()[:255],
-                    memory_bytes=memory_bytes(),
-                    job_id=job_id,
-                )
-            )
+        if session.connection().execute(update(Worker).where(Worker.id == me.id).values(**values)).rowcount == 0:
+            session.add(Worker(**vars(me), hostname=socket.gethostname()[:255], job_id=job_id, draining=draining))
+            return draining
+        return bool(session.scalar(select(Worker.draining).where(Worker.id == me.id)))
 
 
 def leave(database: Database, worker_id: str) -> None:
     """Remove the row: the slot stopped cleanly."""
     with database.write() as session:
         session.execute(delete(Worker).where(Worker.id == worker_id))
-
-
-def memory_bytes() -> int:
-    """Memory of the machine, or what the control group allows."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _CGROUP_LIMIT.read_text(encoding="ascii").strip() if _CGROUP_LIMIT.is_file() else "max"
-    return min(machine, int(limit)) if limit.isdecimal() else machine

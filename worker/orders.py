@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.db.tables import Job, Model, ModelFile, Upload
+from app.db.tables import Job, JobShard, JobShardFile, Model, ModelFile, Upload
+from app.jobs import shards
 from app.plans.translate import quantization_config
 from app.settings import Settings
-from nupes_client.schemas.jobs import CalibrationSpec, JobSpec, TextRef
+from app.workers.capacity import count_taking
+from nupes_client.schemas.jobs import CalibrationSpec, JobSpec, ShardStatus, TextRef
 from nupes_client.schemas.problems import JobErrorCode
+from nupes_core.modelfolder import CONFIG_NAME
 from worker.failures import JobFailedError
 from worker.phases import Timeline
+from worker.workfolder import SHARD, job_home
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What to do, JSON-ready for the children, how its phases lie in time, and how long it may take."""
+    """What to do, JSON-ready for the children, how its phases lie in time, how long and how often it may be tried.
+
+    `sharded`: its files are to be done one by one, as other workers could do some of them.
+    """
 
     content: dict[str, Any]
     timeline: Timeline
     timeout_s: int
+    max_attempts: int
+    sharded: bool = False
 
 
 def read_orders(session: Session, settings: Settings, job_id: str) -> Orders:
@@ -49,14 +58,47 @@ def read_orders(session: Session, settings: Settings, job_id: str) -> Orders:
         "origin": {**model.source, "model_id": model.id, "name": model.name, "license": model.license},
         "seed": spec.seed,
         "min_free_disk_bytes": settings.min_free_disk_bytes,
+        "finished": [_finished(file) for file in shards.files_of(session, job_id)],
     }
     timeline = Timeline.of(data_driven=spec.optimize.mode == "data_driven", calibrated=spec.calibration is not None)
-    return Orders(content, timeline, job.timeout_s)
+    return Orders(content, timeline, job.timeout_s, job.max_attempts, _is_shared(session, job))
+
+
+def read_shard_orders(session: Session, settings: Settings, job_id: str, position: int) -> Orders:
+    """Read what one file of a job takes: that file and `config.json` of the model, and no text.
+
+    Raises:
+        JobFailedError: the model is gone.
+    """
+    orders = read_orders(session, settings, job_id)
+    name = session.get_one(JobShard, (job_id, position)).name
+    content = {
+        **orders.content,
+        "files": [file for file in orders.content["files"] if file["path"] in {name, CONFIG_NAME}],
+        "text_sha256": None,
+        "evaluation": None,
+        "finished": [],
+        "publish": [SHARD],
+        "pieces": str(job_home(settings.work_dir, job_id) / "pieces"),
+    }
+    return replace(orders, content=content)
+
+
+def _is_shared(session: Session, job: Job) -> bool:
+    """Alone, one process for all files is faster than one for each; what was finished before is used all the same."""
+    rows = shards.of_job(session, job.id)
+    open_ = any(row.status != ShardStatus.DONE for row in rows)
+    begun = any(row.status != ShardStatus.QUEUED for row in rows)
+    return open_ and (begun or count_taking(session, job.device_class) > 1)
 
 
 def threads(settings: Settings) -> int:
     """CPU threads of a runner."""
     return settings.threads or len(os.sched_getaffinity(0))
+
+
+def _finished(file: JobShardFile) -> dict[str, Any]:
+    return {"position": file.position, "path": file.path, "size": file.size, "sha256": file.sha256}
 
 
 def _files(session: Session, model_id: str) -> list[dict[str, Any]]:

@@ -40,6 +40,11 @@ class Timeline:
         """Return that of a job which learns codes on data, which only looks at data, or which needs none."""
         return cls(LEARNING_WEIGHT if data_driven else MEASURING_WEIGHT if calibrated else 0.0)
 
+    def follows(self, phase: JobPhase, later: JobPhase) -> bool:
+        """Whether a phase lies behind another."""
+        order = list(self._spans)
+        return order.index(later) > order.index(phase)
+
     def fraction(self, phase: JobPhase, current: int, total: int) -> float:
         """Return how far the job is, in [0, 1], when `phase` has done `current` of `total`."""
         within = min(max(current / total, 0.0), 1.0) if total > 0 else 0.0

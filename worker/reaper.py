@@ -13,8 +13,10 @@ from sqlalchemy.orm import Session
 
 from app.core.clock import now
 from app.db.session import Database
-from app.db.tables import Job, Worker
+from app.db.tables import Job, JobShard, Worker
+from app.jobs import shards
 from app.jobs.outcomes import fail, finish_cancel, requeue
+from app.jobs.shards import ShardFence
 from app.jobs.transitions import IllegalTransitionError, StaleFenceError
 from nupes_client.schemas.jobs import TERMINAL_STATUSES, JobError, JobPhase, JobStatus
 from nupes_client.schemas.problems import JobErrorCode
@@ -37,6 +39,35 @@ def reap(database: Database) -> list[str]:
     with database.read() as session:
         abandoned = [job.id for job in _held(session) if _is_abandoned(job)]
     return [job_id for job_id in abandoned if _resolve(database, job_id)]
+
+
+def reap_shards(database: Database) -> list[ShardFence]:
+    """Let other workers take files of sharded jobs whose worker is gone, or fail them for good; return which.
+
+    Files that others left in ended jobs need nobody any more.
+    """
+    with database.read() as session:
+        lost = [shards.fence_of(shard) for shard in shards.held(session) if _is_abandoned(shard)]
+        forgettable = shards.has_files_to_forget(session)
+    if forgettable:
+        with database.write() as session:
+            shards.forget_files(session)
+    return [fence for fence in lost if _release(database, fence)]
+
+
+def _release(database: Database, fence: ShardFence) -> bool:
+    """A lease that was renewed meanwhile stays; a fence that was passed on fits no more."""
+    try:
+        with database.write() as session:
+            shard = session.get(JobShard, (fence.job_id, fence.position), with_for_update=True)
+            job = session.get(Job, fence.job_id)
+            if shard is None or job is None or not _is_abandoned(shard):
+                return False
+            shards.fail(session, fence, _lost(fence.attempt, job.max_attempts), again=fence.attempt < job.max_attempts)
+    except StaleFenceError:
+        return False
+    logger.warning("file %d of %s was abandoned by %s", fence.position, fence.job_id, fence.owner)
+    return True
 
 
 def remove_folders(database: Database, work_dir: Path) -> list[str]:
@@ -66,9 +97,9 @@ def _held(session: Session) -> list[Job]:
     return list(session.scalars(select(Job).where(Job.status.in_(_HELD))))
 
 
-def _is_abandoned(job: Job) -> bool:
-    expired = job.lease_until is None or job.lease_until < now()
-    return expired or (job.lease_owner is not None and is_gone(job.lease_owner))
+def _is_abandoned(held: Job | JobShard) -> bool:
+    expired = held.lease_until is None or held.lease_until < now()
+    return expired or (held.lease_owner is not None and is_gone(held.lease_owner))
 
 
 def _resolve(database: Database, job_id: str) -> bool:
@@ -90,14 +121,18 @@ def _continue(session: Session, job: Job) -> None:
     if job.attempt < job.max_attempts:
         requeue(session, job, None, reason=JobErrorCode.WORKER_LOST.value)
         return
-    error = JobError(
+    error = _lost(job.attempt, job.max_attempts, JobPhase(job.phase) if job.phase else None)
+    fail(session, job, None, error)
+
+
+def _lost(attempt: int, attempts: int, phase: JobPhase | None = None) -> JobError:
+    return JobError(
         code=JobErrorCode.WORKER_LOST,
-        message=f"the worker was lost in attempt {job.attempt} of {job.max_attempts}",
-        phase=JobPhase(job.phase) if job.phase else None,
+        message=f"the worker was lost in attempt {attempt} of {attempts}",
+        phase=phase,
         retryable=True,
         hint="Retry the job; if it happens again, look at the worker's log and memory.",
     )
-    fail(session, job, None, error)
 
 
 def _finish_cancel(session: Session, job: Job) -> None:

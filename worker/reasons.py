@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ class TypedError(Exception):
         self.retryable = retryable
 
 
-def describe(error: BaseException, folder: Path) -> dict[str, Any]:
+def describe(error: BaseException, *folders: Path) -> dict[str, Any]:
     """Return (code, message, hint, retryable) of any exception, as an `error` event carries them.
 
-    Typed errors (of `nupes_core`, of the fetcher) bring `code`, `message` and `hint` along; names of files in `folder`,
-    the work folder of the job, are kept, the folder's own path is not.
+    Typed errors (of `nupes_core`, of the fetcher) bring `code`, `message` and `hint` along; names of files in
+    `folders`, inner ones first, are kept, the folders' own paths are not.
     """
     for matches, reason in _KINDS:
         if any(matches(cause) for cause in _causes(error)):
@@ -35,7 +35,7 @@ def describe(error: BaseException, folder: Path) -> dict[str, Any]:
     if not isinstance(code, str) or not isinstance(message, str):
         return {"code": "internal", "message": f"an internal error ({type(error).__name__})"}
     hint, retryable = getattr(error, "hint", None), bool(getattr(error, "retryable", False))
-    return {"code": code, "message": _without(message, folder), "hint": hint, "retryable": retryable}
+    return {"code": code, "message": _without(message, folders), "hint": hint, "retryable": retryable}
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -45,8 +45,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _without(message: str, folder: Path) -> str:
-    return message.replace(f"{folder}/", "").replace(str(folder), "the work folder")
+def _without(message: str, folders: Sequence[Path]) -> str:
+    for folder in folders:
+        message = message.replace(f"{folder}/", "").replace(str(folder), "the work folder")
+    return message
 
 
 def _is_device_memory(error: BaseException) -> bool:
@@ -59,6 +61,10 @@ def _is_host_memory(error: BaseException) -> bool:
 
 def _is_full_disk(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+def _is_file_limit(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EFBIG
 
 
 _KINDS = (
@@ -84,6 +90,14 @@ _KINDS = (
             "code": "disk_full",
             "message": "no room left on the disk",
             "hint": "Free some space on the worker's disk and retry.",
+        },
+    ),
+    (
+        _is_file_limit,
+        {
+            "code": "internal",
+            "message": "a file grew far beyond what was planned for the job",
+            "hint": "Report it with the job id.",
         },
     ),
 )

@@ -16,7 +16,7 @@ from app.jobs.metrics import Point, write_points
 from app.jobs.outcomes import PublishedFile, enter_phase, report_progress
 from app.jobs.transitions import Fence, StaleFenceError, record
 from nupes_client.schemas.jobs import JobPhase, JobResult, Layer, ProgressInfo
-from worker.failures import JobFailedError, failure
+from worker.failures import MAX_MESSAGE, JobFailedError, reported_failure
 from worker.phases import Timeline
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,9 @@ EVENTS_PER_AGE = 200
 
 MAX_INTERVAL_S = 10.0
 MIN_ETA_FRACTION = 0.02
-MAX_MESSAGE = 2000
+MAX_LINES = 2000
+"""Of the log in one attempt: a log is read whole, and no child may fill the database."""
+
 _OUTAGE = (OperationalError, InterfaceError)
 """The database does not answer; another error would come again with the same values."""
 
@@ -40,11 +42,13 @@ class Relay:
     def __init__(self, database: Database, job_id: str, fence: Fence) -> None:
         self._database = database
         self._job_id = job_id
-        self._fence = fence
+        self.fence = fence
         self._started = time.monotonic()
-        self._written = 0.0
+        self._written = self._fraction = 0.0
         self._points: list[Point] = []
+        self._lines = 0
         self.phase = JobPhase.FETCHING
+        self._entered: JobPhase | None = None
         self.timeline = Timeline()
         self.layers: list[Layer] = []
         self.files: list[PublishedFile] = []
@@ -70,19 +74,22 @@ class Relay:
 
     def enter(self, phase: JobPhase) -> None:
         """Say what is being done now."""
-        self.phase = phase
+        self.phase = self._entered = phase
         self._written = 0.0
         fraction = self.timeline.fraction(phase, 0, 0)
-        self._write(lambda session, job: enter_phase(session, job, self._fence, phase, fraction=fraction))
+        self._write(lambda session, job: enter_phase(session, job, self.fence, phase, fraction=fraction))
 
     def write_points(self) -> None:
         """Write the points of curves that have come; those that can not be written now wait for the next call."""
         points = self._points
-        if points and self._write(lambda session, job: write_points(session, job.id, self._fence, points)):
+        if points and self._write(lambda session, job: write_points(session, job.id, self.fence, points)):
             self._points = []
 
     def _on_phase(self, data: dict[str, Any]) -> None:
-        self.enter(JobPhase(data["phase"]))
+        """A job never goes back: with its files done by many, the last child goes through phases that are over."""
+        phase = JobPhase(data["phase"])
+        if self._entered is None or self.timeline.follows(self._entered, phase):
+            self.enter(phase)
 
     def _on_progress(self, data: dict[str, Any]) -> None:
         current, total = int(data["current"]), int(data["total"])
@@ -91,14 +98,18 @@ class Relay:
         if time.monotonic() - self._written < interval and current < total:
             return
         self._written = time.monotonic()
-        fraction = self.timeline.fraction(JobPhase(data["phase"]), current, total)
+        self._fraction = fraction = max(self._fraction, self.timeline.fraction(JobPhase(data["phase"]), current, total))
         eta = age * (1 - fraction) / fraction if fraction > MIN_ETA_FRACTION else None
         progress = ProgressInfo(fraction=fraction, current=current, total=total, unit=str(data["unit"])[:20])
-        self._write(lambda session, job: report_progress(session, job, self._fence, progress, eta_seconds=eta))
+        self._write(lambda session, job: report_progress(session, job, self.fence, progress, eta_seconds=eta))
 
     def _on_log(self, data: dict[str, Any]) -> None:
-        line = {"level": str(data["level"])[:10], "message": str(data["message"])[:MAX_MESSAGE]}
-        self._write(lambda session, job: record(session, job, "log", line, fence=self._fence))
+        self._lines += 1
+        if self._lines > MAX_LINES:
+            return
+        message = str(data["message"])[:MAX_MESSAGE] if self._lines < MAX_LINES else "further lines are left out"
+        line = {"level": str(data["level"])[:10], "message": message}
+        self._write(lambda session, job: record(session, job, "log", line, fence=self.fence))
 
     def _on_metrics(self, data: dict[str, Any]) -> None:
         for series, step, value in data["points"]:
@@ -109,12 +120,7 @@ class Relay:
         self.result = JobResult.model_validate(data)
 
     def _on_error(self, data: dict[str, Any]) -> None:
-        self.failure = failure(
-            str(data["code"]),
-            str(data["message"])[:MAX_MESSAGE],
-            hint=data.get("hint"),
-            retryable=bool(data.get("retryable")),
-        )
+        self.failure = reported_failure(data)
 
     def _write(self, write: Write) -> bool:
         """Write if it can be done now. Progress is worth no waiting: the end of the job is written with care.

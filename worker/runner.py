@@ -11,17 +11,20 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import nupes_core
 from nupes_core.config import QuantizationConfig
 from nupes_core.errors import CalibrationError, DiskFullError, EvaluationError, LoadCheckError, NupesError
+from nupes_core.formats import format_groups
 from nupes_core.modelfolder import ModelFolder, open_folder
 from nupes_core.plan import Plan, plan_headers
-from nupes_core.report import Progress, ProgressCallback, Report
+from nupes_core.report import Progress, ProgressCallback, Report, Share
 from worker.childmain import run_child
 from worker.curves import Curves
 from worker.emitter import Emitter
+from worker.limits import limit_files
 from worker.workfolder import JobFolder
 
 FIDELITY_TOKENS = 8192
@@ -41,7 +44,7 @@ _CALIBRATION_HINT = (
 
 _RUNS_THE_MODEL = frozenset({"calibrating", "evaluating"})
 
-_QUANTIZE_PHASES: Mapping[str, str] = {"validating": "planning", "quantizing": "quantizing"}
+QUANTIZE_PHASES: Mapping[str, str] = {"validating": "planning", "quantizing": "quantizing"}
 """Phases of `nupes_core.quantize` as the job shows them: it hashes its input and, last and not shown, its output."""
 
 _CALIBRATE_PHASES: Mapping[str, str] = {"calibrating": "calibrating", "quantizing": "quantizing"}
@@ -57,18 +60,19 @@ def run(folder: JobFolder, emitter: Emitter) -> None:
     for finding in model.findings:
         emitter.log(finding)
     plan = plan_headers(model.headers, model.config, config, formats=orders["formats"])
-    _check_disk(folder, plan, orders["min_free_disk_bytes"])
+    check_disk(folder, plan, orders["min_free_disk_bytes"])
+    limit_files(plan)
     if orders["evaluation"] or orders["calibration"]:
         _check_buildable(model)
     report = _quantize(folder, orders, config, emitter)
-    metrics = _measured(folder, orders, emitter) if orders["evaluation"] else None
+    metrics = _measured(folder, orders, emitter) if orders["evaluation"] else {}
     _package(folder, orders, metrics, emitter)
     for layer in report.layers:
         emitter.send("layer", **asdict(layer))
-    emitter.send("result", **_result(report, metrics))
+    emitter.send("result", **_result(report, orders["formats"][0], metrics))
 
 
-def _check_disk(folder: JobFolder, plan: Plan, keep_free: int) -> None:
+def check_disk(folder: JobFolder, plan: Plan, keep_free: int) -> None:
     """The committed tensors and the artifact are on the disk at once."""
     needed, free = 2 * plan.artifact_bytes + keep_free, shutil.disk_usage(folder.path).free
     if needed > free:
@@ -90,6 +94,7 @@ def _quantize(folder: JobFolder, orders: Mapping[str, Any], config: Quantization
             workdir=folder.pieces,
             formats=formats,
             source=orders["origin"],
+            finished=sorted(folder.finished.glob("*")),
             **_data(folder, orders, curves),
         )
 
@@ -98,10 +103,10 @@ def _quantize(folder: JobFolder, orders: Mapping[str, Any], config: Quantization
 def _calibrating(orders: Mapping[str, Any], emitter: Emitter) -> Iterator[tuple[ProgressCallback, Curves]]:
     """Where data goes through the model: curves are passed on, and what its files made fail is said to be so."""
     if not orders["calibration"]:
-        yield _Reporter(emitter, _QUANTIZE_PHASES), Curves(emitter)
+        yield Reporter(emitter, QUANTIZE_PHASES), Curves(emitter)
         return
     emitter.phase("calibrating")
-    report = _Reporter(emitter, _CALIBRATE_PHASES, shown="calibrating")
+    report = Reporter(emitter, _CALIBRATE_PHASES, shown="calibrating")
     with (
         Curves(emitter) as curves,
         _model_blamed(CalibrationError, "was run on calibration data", _CALIBRATION_HINT, report),
@@ -132,23 +137,31 @@ def _check_buildable(model: ModelFolder) -> None:
     check_buildable(model)
 
 
-def _measured(folder: JobFolder, orders: Mapping[str, Any], emitter: Emitter) -> dict[str, Any]:
-    """Evaluate, and keep outputs for the load check.
+def _measured(folder: JobFolder, orders: Mapping[str, Any], emitter: Emitter) -> dict[str, dict[str, Any]]:
+    """Evaluate, and keep outputs for the load check; return the figures of each format.
+
+    Formats that hold the same codes compute the same: one of them is measured.
 
     Raises:
         EvaluationError: the code of architecture or tokenizer stumbles over what the model's files say.
     """
     emitter.phase("evaluating")
-    report = _Reporter(emitter, {"evaluating": "evaluating"}, shown="evaluating")
-    with _model_blamed(EvaluationError, "was measured", _EVALUATION_HINT, report):
-        metrics = _evaluate(folder, orders, report)
-        _remember_outputs(folder, orders)
+    groups = [[fmt.name for fmt in group] for group in format_groups(orders["formats"])]
+    metrics: dict[str, dict[str, Any]] = {}
+    outputs: dict[str, Any] = {}
+    for index, group in enumerate(groups):
+        report = Reporter(emitter, {"evaluating": "evaluating"}, shown="evaluating")
+        progress = Share(index, len(groups), report)
+        with _model_blamed(EvaluationError, "was measured", _EVALUATION_HINT, report):
+            metrics |= dict.fromkeys(group, _evaluate(folder, folder.out / group[0], orders, progress))
+            outputs |= dict.fromkeys(group, _outputs(folder.out / group[0]))
+    folder.outputs.write_text(json.dumps(outputs), encoding="utf-8")
     return metrics
 
 
 @contextmanager
 def _model_blamed(
-    kind: type[CalibrationError | EvaluationError], when: str, hint: str, report: _Reporter
+    kind: type[CalibrationError | EvaluationError], when: str, hint: str, report: Reporter
 ) -> Iterator[None]:
     """While the model runs, take what comes out of its code for a fault of its files."""
     try:
@@ -163,11 +176,13 @@ def _model_blamed(
         raise kind(f"the model or its tokenizer failed while it {when} ({type(error).__name__})", hint=hint) from error
 
 
-def _evaluate(folder: JobFolder, orders: Mapping[str, Any], report: _Reporter) -> dict[str, Any]:
+def _evaluate(
+    folder: JobFolder, quantized: Path, orders: Mapping[str, Any], progress: ProgressCallback
+) -> dict[str, Any]:
     """Compare with the float model on the user's text, or on text that the float model writes itself."""
     from nupes_core.evaluation import evaluate, fidelity
 
-    wish, quantized = orders["evaluation"], folder.out / orders["formats"][0]
+    wish = orders["evaluation"]
     if folder.text.is_file():
         measured = evaluate(
             quantized,
@@ -175,22 +190,21 @@ def _evaluate(folder: JobFolder, orders: Mapping[str, Any], report: _Reporter) -
             context=wish["context"],
             baseline=folder.model,
             max_tokens=wish["max_tokens"],
-            progress=report,
+            progress=progress,
         )
     else:
         tokens = min(wish["max_tokens"], FIDELITY_TOKENS)
         measured = fidelity(
-            quantized, folder.model, tokens=tokens, context=wish["context"], seed=orders["seed"], progress=report
+            quantized, folder.model, tokens=tokens, context=wish["context"], seed=orders["seed"], progress=progress
         )
     return _metrics(measured)
 
 
-def _remember_outputs(folder: JobFolder, orders: Mapping[str, Any]) -> None:
-    """Keep some outputs of this process, for the fresh one that loads the artifact to compare with."""
+def _outputs(quantized: Path) -> dict[str, Any]:
+    """Return some outputs of this process, for the fresh one that loads the artifact to compare with."""
     from nupes_core.probe import probe_folder
 
-    outputs = probe_folder(folder.out / orders["formats"][0])
-    folder.outputs.write_text(json.dumps(outputs.to_dict()), encoding="utf-8")
+    return probe_folder(quantized).to_dict()
 
 
 def _metrics(measured: nupes_core.Evaluation) -> dict[str, Any]:
@@ -215,15 +229,17 @@ def _metrics(measured: nupes_core.Evaluation) -> dict[str, Any]:
     }
 
 
-def _package(folder: JobFolder, orders: Mapping[str, Any], metrics: Mapping[str, Any] | None, emitter: Emitter) -> None:
+def _package(
+    folder: JobFolder, orders: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]], emitter: Emitter
+) -> None:
     from nupes_core.manifest import finalize
 
     emitter.phase("packaging")
     for name in orders["formats"]:
-        finalize(folder.out / name, metrics=metrics)
+        finalize(folder.out / name, metrics=metrics.get(name))
 
 
-class _Reporter:
+class Reporter:
     """Passes on the progress of the core; `shown` is the phase of the job that the user sees."""
 
     def __init__(self, emitter: Emitter, phases: Mapping[str, str], shown: str = "") -> None:
@@ -240,7 +256,7 @@ class _Reporter:
             self._emitter.progress(phase, progress.current, progress.total, progress.unit)
 
 
-def _result(report: Report, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
+def _result(report: Report, first: str, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the totals in the shape of `nupes_client.schemas.jobs.JobResult`."""
     return {
         "bytes_before": report.bytes_before,
@@ -250,7 +266,8 @@ def _result(report: Report, metrics: Mapping[str, Any] | None) -> dict[str, Any]
         "quantized_params": report.quantized_params,
         "params": report.params,
         "quantize_seconds": report.seconds,
-        "metrics": metrics,
+        "metrics": metrics.get(first),
+        "formats": [{**asdict(each), "metrics": metrics.get(each.format)} for each in report.formats],
     }
 
 

@@ -6,11 +6,12 @@ the runner computed. It has as little as the runner: no network, no database, no
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from nupes_core.check import Check, verify_artifact
 from nupes_core.errors import LoadCheckError, NupesError
-from nupes_core.probe import Probe, read_probe
+from nupes_core.probe import Probe
 from worker.childmain import run_child
 from worker.emitter import Emitter
 from worker.workfolder import JobFolder
@@ -21,9 +22,10 @@ _OF_THE_MACHINE = (OSError, MemoryError)
 
 def run(folder: JobFolder, emitter: Emitter) -> None:
     """Verify the artifact of each format."""
-    expected = read_probe(folder.outputs) if folder.outputs.is_file() else None
+    expected = json.loads(folder.outputs.read_bytes()) if folder.outputs.is_file() else {}
     for name in folder.read_orders()["formats"]:
-        check = _verified(folder.out / name, folder.model, expected)
+        outputs = Probe.from_dict(expected[name]) if name in expected else None
+        check = _verified(folder.out / name, folder.model, outputs)
         forward = "one forward pass" if check.forward else f"no forward pass ({check.reason})"
         emitter.log(f"{name}: {check.files} files, {check.matrices} matrices and {forward} are as written")
 

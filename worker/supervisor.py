@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from worker.child import Child, Command
+from worker.emitter import DONE
 
 TICK_S = 0.2
 
@@ -44,12 +45,25 @@ def supervise(
     """
     child = Child(command)
     try:
-        while (status := child.poll()) is None:
-            for event in child.events(TICK_S):
-                on_event(event)
-            if reason := watch():
-                child.stop(0.0 if reason is Stop.LEASE_LOST else grace_s)
-                raise StoppedError(reason)
-        return status
+        return attend(child, on_event, watch, grace_s)
     finally:
         child.close()
+
+
+def attend(
+    child: Child, on_event: Callable[[dict[str, Any]], None], watch: Callable[[], Stop | None], grace_s: float
+) -> int:
+    """Attend to a child until it ends, or says that it is done with what it was told: then 0, and it lives on.
+
+    Raises:
+        StoppedError: `watch` said so, and the child has ended.
+    """
+    while (status := child.poll()) is None:
+        for event in child.events(TICK_S):
+            if event["type"] == DONE:
+                return 0
+            on_event(event)
+        if reason := watch():
+            child.stop(0.0 if reason is Stop.LEASE_LOST else grace_s)
+            raise StoppedError(reason)
+    return status

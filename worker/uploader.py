@@ -27,7 +27,8 @@ def upload(folder: JobFolder, emitter: Emitter) -> None:
 
 
 def _files(folder: JobFolder) -> Iterator[tuple[str, Path]]:
-    for name in folder.read_orders()["formats"]:
+    orders = folder.read_orders()
+    for name in orders.get("publish", orders["formats"]):
         root = folder.out / name
         yield from ((name, path) for path in sorted(root.rglob("*")) if path.is_file())
 
