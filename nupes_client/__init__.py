@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nupes_client.aio import AsyncClient
     from nupes_client.client import Client
     from nupes_client.errors import ApiError, NupesError
 
-__all__ = ["ApiError", "Client", "NupesError"]
+__all__ = ["ApiError", "AsyncClient", "Client", "NupesError"]
+
+_HOMES = {"AsyncClient": "nupes_client.aio", "Client": "nupes_client.client"}
 
 
 def __getattr__(name: str) -> Any:
@@ -17,5 +20,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'nupes_client' has no attribute {name!r}")
     import importlib
 
-    module = importlib.import_module("nupes_client.client" if name == "Client" else "nupes_client.errors")
-    return getattr(module, name)
+    return getattr(importlib.import_module(_HOMES.get(name, "nupes_client.errors")), name)

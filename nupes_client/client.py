@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -10,9 +11,14 @@ from nupes_client.resources.artifacts import Artifacts
 from nupes_client.resources.jobs import Jobs
 from nupes_client.resources.keys import Keys
 from nupes_client.resources.models import Models
+from nupes_client.resources.paging import every
 from nupes_client.resources.plans import Plans
 from nupes_client.resources.uploads import Uploads
+from nupes_client.resources.webhooks import Webhooks
+from nupes_client.resources.workers import Workers
+from nupes_client.schemas.audit import AuditEntry
 from nupes_client.schemas.operations import Capabilities, Readiness
+from nupes_client.schemas.usage import Usage
 from nupes_client.transport import Transport
 
 
@@ -56,6 +62,8 @@ class Client:
         self.jobs = Jobs(self._transport)
         self.artifacts = Artifacts(self._transport)
         self.keys = Keys(self._transport)
+        self.webhooks = Webhooks(self._transport)
+        self.workers = Workers(self._transport)
 
     @property
     def url(self) -> str:
@@ -65,6 +73,14 @@ class Client:
     def capabilities(self) -> Capabilities:
         """What the service can be asked for."""
         return Capabilities.model_validate_json(self._transport.request("GET", "/v1/capabilities").content)
+
+    def usage(self) -> Usage:
+        """What the tenant uses of what it may."""
+        return Usage.model_validate_json(self._transport.request("GET", "/v1/usage").content)
+
+    def audit(self, *, resource_id: str | None = None, limit: int | None = None) -> Iterator[AuditEntry]:
+        """Yield changes in the tenant, newest first."""
+        return every(self._transport, "/v1/audit", AuditEntry, params={"resource_id": resource_id}, limit=limit)
 
     def readiness(self) -> Readiness:
         """How the service is."""

@@ -64,27 +64,40 @@ def sha256_of(path: Path, advance: Advance | None = None) -> str:
     return digest.hexdigest()
 
 
-def chunks(path: Path, advance: Advance | None = None, *, size: int | None = None) -> Iterator[bytes]:
-    """Yield the bytes of a file in pieces of 1 MiB.
+def chunks(path: Path, advance: Advance | None = None, *, start: int = 0) -> Iterator[bytes]:
+    """Yield the bytes of a file from `start` on in pieces of 1 MiB.
 
     Raises:
-        FileChangedError: it has not (or no longer) `size` bytes.
         LocalFileError: it can not be read.
     """
-    count = 0
     try:
         with path.open("rb") as file:
+            file.seek(start)
             while chunk := file.read(CHUNK_BYTES):
-                count += len(chunk)
-                if size is not None and count > size:
-                    raise FileChangedError(f"{path} grew while it was sent")
                 yield chunk
                 if advance is not None:
                     advance(len(chunk))
     except OSError as error:
         raise LocalFileError(f"{path} can not be read: {error.strerror}") from error
-    if size is not None and count != size:
-        raise FileChangedError(f"{path} shrank while it was sent: {count} of {size} bytes")
+
+
+def part(path: Path, start: int, length: int, size: int) -> Iterator[bytes]:
+    """Yield `length` bytes from `start` on of a file that is to have `size` bytes.
+
+    Raises:
+        FileChangedError: it has not, or no longer.
+        LocalFileError: it can not be read.
+    """
+    if path.stat().st_size > size:
+        raise FileChangedError(f"{path} grew while it was sent")
+    left = length
+    for chunk in chunks(path, start=start):
+        yield chunk[:left]
+        left -= len(chunk)
+        if left <= 0:
+            return
+    if left > 0:
+        raise FileChangedError(f"{path} shrank while it was sent: {start + length - left} of {size} bytes")
 
 
 def _belongs_to_model(path: Path) -> bool:

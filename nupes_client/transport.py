@@ -148,6 +148,8 @@ def unreachable(url: str, error: Exception) -> ServiceUnreachableError:
 def _worth_repeating(response: httpx.Response, repeatable: bool) -> bool:
     if response.status_code == httpx.codes.CONFLICT and repeatable:
         return _problem(response).retryable  # an equal request with the same Idempotency-Key is still at work
+    if _retry_after(response) > MAX_RETRY_AFTER_S:
+        return False  # tomorrow, say: the caller shall know now
     return response.status_code in (RETRIED_STATUSES if repeatable else UNPROCESSED_STATUSES)
 
 
@@ -168,7 +170,7 @@ def _problem(response: httpx.Response) -> Problem:
 
 def _retry_after(response: httpx.Response | None) -> float:
     value = response.headers.get("Retry-After", "") if response is not None else ""
-    return min(float(value), MAX_RETRY_AFTER_S) if value.isdigit() else 0.0
+    return float(value) if value.isdigit() else 0.0
 
 
 def _present(params: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from nupes_client.cli import artifacts, jobs, keys, models, plan, quantize, upload
+from nupes_client.cli import (
+    artifacts,
+    doctor,
+    jobs,
+    keys,
+    models,
+    plan,
+    quantize,
+    reading,
+    upload,
+    usage,
+    webhooks,
+    workers,
+)
 from nupes_client.cli.exits import ExitCode, NupesExit
 from nupes_client.errors import ApiError, NupesError, WaitTimeoutError
 
@@ -34,11 +47,17 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "job": jobs.job,
     "cancel": jobs.cancel,
     "retry": jobs.retry,
+    "logs": reading.logs,
+    "report": reading.report,
+    "compare": reading.compare,
     "layers": jobs.layers,
     "metrics": jobs.metrics,
     "artifacts": artifacts.artifacts,
     "models": models.models,
-    "keys": keys.keys,
+    "usage": usage.usage,
+    "audit": usage.audit,
+    "workers": workers.workers,
+    "doctor": doctor.doctor,
 }
 
 
@@ -108,3 +127,5 @@ def _root(
 
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(keys.app, name="keys")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nupes_client.cli import output
 from nupes_client.cli.exits import ExitCode, code_of, leave
+from nupes_client.cli.output import write_file
 from nupes_client.cli.progress import job_progress, transfer
-from nupes_client.cli.summary import show
+from nupes_client.cli.summary import append_step_summary, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,8 +19,19 @@ if TYPE_CHECKING:
     from nupes_client.schemas.jobs import Job
 
 
-def follow(client: Client, job: Job, *, timeout_s: float | None, download: Path | None, as_json: bool) -> None:
-    """Wait for a job, fetch its files, report, and leave with the exit code it stands for.
+@dataclass(frozen=True)
+class Keepsakes:
+    """What of an ended job is wanted on this machine: a folder for its files, a file for its JUnit report."""
+
+    download: Path | None = None
+    junit: Path | None = None
+
+    def __bool__(self) -> bool:
+        return self.download is not None or self.junit is not None
+
+
+def follow(client: Client, job: Job, *, timeout_s: float | None, keep: Keepsakes, as_json: bool) -> None:
+    """Wait for a job, fetch what is wanted of it, report, and leave with the exit code it stands for.
 
     Raises:
         NupesExit: the job did not simply succeed.
@@ -26,12 +39,16 @@ def follow(client: Client, job: Job, *, timeout_s: float | None, download: Path 
     """
     job = _wait(client, job, timeout_s)
     files: Sequence[Path] = ()
-    if download is not None and job.result is not None:
-        files = fetch(client, job.id, download)
+    if keep.junit is not None:
+        write_file(keep.junit, client.jobs.report(job.id, "junit"))
+    if keep.download is not None and job.result is not None:
+        files = fetch(client, job.id, keep.download)
+    folder = keep.download if files else None
+    append_step_summary(job, folder)
     if as_json:
         output.print_json(with_files(job, files))
     else:
-        show(job, download if files else None)
+        show(job, folder)
     if code_of(job) is not ExitCode.OK:
         leave(code_of(job))
 

@@ -183,6 +183,9 @@ class JobOptions(OptionGroup):
     name: o.Name = None
     priority: o.Priority = 0
     job_timeout: o.JobTimeout = 3600
+    queue_timeout: o.QueueTimeout = None
+    no_cache: o.NoCache = False
+    device: o.DeviceOption = None
     seed: o.Seed = 0
 
     def body(self, uploads: Mapping[str, str]) -> dict[str, Any]:
@@ -193,7 +196,10 @@ class JobOptions(OptionGroup):
             "name": self.name,
             "priority": self.priority,
             "timeout_s": self.job_timeout,
+            "cache": not self.no_cache,
+            **_given(queue_timeout_s=self.queue_timeout),
             "seed": self.seed,
+            **_given(device=self.device),
         }
 
 

@@ -68,19 +68,21 @@ def job(
     wait: o.Wait = False,
     timeout: o.WaitTimeout = None,
     download: o.Download = None,
+    junit: o.JUnit = None,
     json: o.Json = False,
 ) -> None:
     """Show a job; with --wait follow it to its end. The exit code says how it stands."""
     from nupes_client.cli import output
     from nupes_client.cli.exits import ExitCode, code_of, leave
-    from nupes_client.cli.following import follow
+    from nupes_client.cli.following import Keepsakes, follow
     from nupes_client.cli.summary import show
     from nupes_client.client import Client
 
+    keep = Keepsakes(download, junit)
     with Client() as client:
         found = client.jobs.get(job_id)
-        if wait or download is not None:
-            follow(client, found, timeout_s=timeout, download=download, as_json=json)
+        if wait or keep:
+            follow(client, found, timeout_s=timeout, keep=keep, as_json=json)
             return
     if json:
         output.print_json(found)
@@ -106,7 +108,7 @@ def cancel(job_id: o.JobId, json: o.Json = False) -> None:
 
 
 def retry(job_id: o.JobId, json: o.Json = False) -> None:
-    """Submit the wish of an ended job again; prints the new job."""
+    """Submit the wish of a job that failed or was cancelled again; prints the new job."""
     from nupes_client.cli import output
     from nupes_client.client import Client
 

@@ -34,6 +34,14 @@ class Optimize(StrEnum):
     DATA_DRIVEN = "data-driven"
 
 
+class Device(StrEnum):
+    """Classes of workers."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
 class Grid(StrEnum):
     """Where the levels of activations lie."""
 
@@ -60,6 +68,8 @@ class Format(StrEnum):
 
     NUPES = "nupes"
     DENSE = "dense"
+    COMPRESSED_TENSORS = "compressed-tensors"
+    GGUF = "gguf"
 
 
 GATES = ("max_perplexity_increase_pct", "max_kl", "min_top1_agreement", "max_bytes", "min_coverage_pct")
@@ -288,9 +298,26 @@ Name = Annotated[str | None, typer.Option("--name", help="A name of the job, for
 Priority = Annotated[
     int, typer.Option("--priority", min=-10, max=10, help="Higher runs earlier.", rich_help_panel=_JOB)
 ]
+DeviceOption = Annotated[
+    Device | None, typer.Option("--device", help="Class of the worker; default: auto.", rich_help_panel=_JOB)
+]
 JobTimeout = Annotated[
     int,
     typer.Option("--job-timeout", min=1, help="Running time the job may take, in seconds.", rich_help_panel=_JOB),
+]
+QueueTimeout = Annotated[
+    int | None,
+    typer.Option(
+        "--queue-timeout",
+        min=1,
+        help="Seconds the job may wait for its first worker.",
+        show_default="604800",
+        rich_help_panel=_JOB,
+    ),
+]
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", help="Compute it also where an equal job has the result.", rich_help_panel=_JOB),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.", rich_help_panel=_JOB)]
 
@@ -304,6 +331,12 @@ WaitTimeout = Annotated[
 Download = Annotated[
     Path | None,
     typer.Option("--download", metavar="DIR", help="Put the files into DIR/FORMAT/ (implies --wait).", file_okay=False),
+]
+JUnit = Annotated[
+    Path | None,
+    typer.Option(
+        "--junit", metavar="FILE", help="Write a JUnit report, a case for each gate (implies --wait).", dir_okay=False
+    ),
 ]
 Fetch = Annotated[
     Path | None, typer.Option("--download", metavar="DIR", help="Put the files into DIR/FORMAT/.", file_okay=False)

@@ -6,12 +6,15 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from nupes_client.errors import LocalFileError
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 NOTHING = "–"
@@ -105,3 +108,16 @@ def _plain(value: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> Any:
     if isinstance(value, dict):
         return value
     return [item.model_dump(mode="json") for item in value]
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a result that the user wants in a file.
+
+    Raises:
+        LocalFileError: it can not be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise LocalFileError(f"{path} can not be written: {error.strerror}") from error

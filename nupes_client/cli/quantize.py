@@ -19,6 +19,7 @@ def quantize(
     wait: o.Wait = False,
     timeout: o.WaitTimeout = None,
     download: o.Download = None,
+    junit: o.JUnit = None,
     json: o.Json = False,
 ) -> None:
     """Quantize a model: send it when it is a folder, submit the job, and with --wait see it through.
@@ -27,8 +28,10 @@ def quantize(
 
     Gates: max_perplexity_increase_pct (needs --eval-text), max_kl, min_top1_agreement, max_bytes, min_coverage_pct.
     """
+    from nupes_client.cli.following import Keepsakes
     from nupes_client.cli.submitting import submit
     from nupes_client.cli.wish import Wish
 
     wish = Wish((weights, learning, data, activations, evaluation, job))
-    submit(model, wish, wait=wait or download is not None, timeout_s=timeout, download=download, as_json=json)
+    keep = Keepsakes(download, junit)
+    submit(model, wish, wait=wait or bool(keep), timeout_s=timeout, keep=keep, as_json=json)

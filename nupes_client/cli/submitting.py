@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nupes_client.cli import output
-from nupes_client.cli.following import follow
+from nupes_client.cli.following import Keepsakes, follow
 from nupes_client.cli.model_argument import check_model, model_bytes, resolve_model
 from nupes_client.cli.progress import transfer
 from nupes_client.client import Client
@@ -16,9 +15,7 @@ if TYPE_CHECKING:
     from nupes_client.schemas.models import Model
 
 
-def submit(
-    model: str, wish: Wish, *, wait: bool, timeout_s: float | None, download: Path | None, as_json: bool
-) -> None:
+def submit(model: str, wish: Wish, *, wait: bool, timeout_s: float | None, keep: Keepsakes, as_json: bool) -> None:
     """Send what has to be sent, create the job, and follow it when asked to.
 
     Raises:
@@ -34,7 +31,7 @@ def submit(
             output.note("the same wish was submitted before; this is its job")
         if wait:
             output.note(f"job {job.id}")
-            follow(client, job, timeout_s=timeout_s, download=download, as_json=as_json)
+            follow(client, job, timeout_s=timeout_s, keep=keep, as_json=as_json)
         elif as_json:
             output.print_json(job)
         else:

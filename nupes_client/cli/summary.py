@@ -14,20 +14,54 @@ if TYPE_CHECKING:
     from nupes_client.schemas.jobs import GateResult, Job, JobResult
 
 COLUMNS = ("", "before", "after", "change")
+FORMAT_COLUMNS = ("format", "size", "bits per weight", "quantized", "perplexity", "KL")
 Row = tuple[str, str, str, str]
 
 
 def show(job: Job, folder: Path | None) -> None:
-    """Print result, gates, verdict and the place of the files; append the same to a CI step summary if there is one."""
-    rows = result_rows(job.result, job.config.formats[0]) if job.result else []
-    if rows:
-        output.print_table(COLUMNS, rows, numbers=COLUMNS[1:])
-    lines = _lines(job, folder)
-    for line in lines:
+    """Print result, gates, verdict and the place of the files."""
+    for columns, rows in _tables(job):
+        output.print_table(columns, rows, numbers=columns[1:])
+    for line in _lines(job, folder):
         output.print_line(line)
     if job.error is not None:
         output.complain(f"{job.error.code.value}: {job.error.message}", job.error.hint)
-    _append_step_summary(job, rows, lines)
+
+
+def append_step_summary(job: Job, folder: Path | None) -> None:
+    """Append the same to the summary of a CI step, where there is one."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not path:
+        return
+    tables = [line for columns, rows in _tables(job) for line in _markdown(columns, rows)]
+    error = [f"- error {job.error.code.value}: {job.error.message}"] if job.error else []
+    lines = [f"- {line}" for line in _lines(job, folder)]
+    text = "\n".join(["### NUPES", "", *tables, *lines, *error, "", ""])
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _tables(job: Job) -> list[tuple[Sequence[str], Sequence[Sequence[str]]]]:
+    if job.result is None:
+        return []
+    tables: list[tuple[Sequence[str], Sequence[Sequence[str]]]] = [
+        (COLUMNS, result_rows(job.result, job.config.formats[0])),
+        (FORMAT_COLUMNS, format_rows(job.result)),
+    ]
+    return [(columns, rows) for columns, rows in tables if rows]
+
+
+def format_rows(result: JobResult) -> list[tuple[str, ...]]:
+    """Size and quality of each format, where there are several."""
+    if len(result.formats) < 2:
+        return []
+    rows: list[tuple[str, ...]] = []
+    for each in result.formats:
+        measured = each.metrics.quantized if each.metrics else None
+        figures = (measured.perplexity, measured.kl) if measured else (None, None)
+        sizes = (output.size(each.bytes_after), output.number(each.bits_per_weight), f"{each.coverage_pct:.1f}%")
+        rows.append((each.format, *sizes, *map(output.number, figures)))
+    return rows
 
 
 def result_rows(result: JobResult, format_: str = "nupes") -> list[Row]:
@@ -75,12 +109,8 @@ def _gate(gate: GateResult) -> str:
     return f"gate {gate.gate}: {output.number(gate.measured)} (limit {output.number(gate.limit)}) {outcome}"
 
 
-def _append_step_summary(job: Job, rows: Sequence[Row], lines: Sequence[str]) -> None:
-    path = os.environ.get("GITHUB_STEP_SUMMARY")
-    if not path:
-        return
-    table = ["| | before | after | change |", "|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
-    error = [f"- error {job.error.code.value}: {job.error.message}"] if job.error else []
-    text = "\n".join(["### NUPES", "", *(table if rows else []), "", *(f"- {line}" for line in lines), *error, "", ""])
-    with Path(path).open("a", encoding="utf-8") as file:
-        file.write(text)
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; none without rows."""
+    if not rows:
+        return []
+    return [f"| {' | '.join(each)} |" for each in (columns, ["---"] * len(columns), *rows)] + [""]

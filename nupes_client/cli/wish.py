@@ -45,6 +45,7 @@ OPTIONS: dict[tuple[str | int, ...], str] = {
     ("labels",): "--label",
     ("name",): "--name",
     ("timeout_s",): "--job-timeout",
+    ("queue_timeout_s",): "--queue-timeout",
     ("seed",): "--seed",
 }
 """The option that each field comes from."""

@@ -9,9 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
+
+from nupes_client.errors import ApiError
 from nupes_client.events import JobStream
 from nupes_client.resources.paging import every
 from nupes_client.schemas.jobs import Job, JobCreate, JobEvent, JobMetrics, JobStatus, Layer, MetricSeries
+from nupes_client.schemas.reports import JobComparison, LogFormat, ReportFormat
 from nupes_client.transport import Transport
 from nupes_client.waiting import Waiter
 
@@ -75,11 +79,14 @@ class Jobs:
         status: JobStatus | None = None,
         model_id: str | None = None,
         labels: Mapping[str, str] | None = None,
+        name: str | None = None,
+        verdict: str | None = None,
         limit: int | None = None,
     ) -> Iterator[Job]:
         """Yield jobs, newest first, page after page."""
         params: dict[str, Any] = {f"label.{name}": value for name, value in (labels or {}).items()}
         params |= {"status": status.value if status else None, "model_id": model_id}
+        params |= {"name": name, "verdict": verdict}
         return every(self._transport, "/v1/jobs", Job, params=params, limit=limit)
 
     def cancel(self, job_id: str) -> Job:
@@ -88,7 +95,7 @@ class Jobs:
         return Job.model_validate_json(response.content)
 
     def retry(self, job_id: str) -> Job:
-        """Submit the wish of an ended job again; asking twice for the same job's retry gives the same new job."""
+        """Submit the wish of a job that failed or was cancelled; asking twice gives the same new job."""
         headers = {"Idempotency-Key": f"nupes-retry-{job_id}"}
         return Job.model_validate_json(
             self._transport.request("POST", f"/v1/jobs/{job_id}/retry", headers=headers).content
@@ -146,6 +153,29 @@ class Jobs:
         params = {"series": list(series) or None, "max_points": max_points}
         response = self._transport.request("GET", f"/v1/jobs/{job_id}/metrics", params=params)
         return JobMetrics.model_validate_json(response.content).data
+
+    def logs(self, job_id: str, *, start: int = 0, tail: int | None = None, format: LogFormat = "text") -> bytes:  # noqa: A002
+        """Return what happened to a job as lines; from byte `start` on, or the last `tail` lines.
+
+        A log only grows: the next part starts where this one ends.
+        """
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        params = {"tail": tail, "format": format}
+        try:
+            return self._transport.request("GET", f"/v1/jobs/{job_id}/logs", params=params, headers=headers).content
+        except ApiError as error:
+            if error.status == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return b""  # nothing new
+            raise
+
+    def report(self, job_id: str, format: ReportFormat = "json") -> bytes:  # noqa: A002
+        """Return the report of an ended job."""
+        return self._transport.request("GET", f"/v1/jobs/{job_id}/report", params={"format": format}).content
+
+    def compare(self, job_ids: Sequence[str]) -> JobComparison:
+        """Put 2 to 8 jobs side by side."""
+        response = self._transport.request("GET", "/v1/jobs/compare", params={"ids": [*job_ids]})
+        return JobComparison.model_validate_json(response.content)
 
     def _post(self, body: JobCreate, key: str) -> Job:
         response = self._transport.request(

@@ -12,10 +12,11 @@ class Artifact(Response):
 
     id: str
     job_id: str
-    format: str = Field(description="`nupes`, `dense`.")
+    format: str = Field(description="`nupes`, `dense`, `compressed-tensors`, `gguf`.")
     path: str = Field(description="Place inside the format's folder.")
     size: int
     sha256: str
     media_type: str
     created_at: Timestamp
+    expired_at: Timestamp | None = Field(None, description="When the service deleted its bytes: 410 since then.")
     content_url: str

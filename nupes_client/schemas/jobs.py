@@ -233,7 +233,10 @@ class EvaluationSpec(Request):
 
 
 class GatesSpec(Request):
-    """Limits the result must keep; the verdict says whether it does. The artifact is published either way."""
+    """Limits the result must keep; the verdict says whether it does. The artifact is published either way.
+
+    Of several formats they hold for the one that is asked for first.
+    """
 
     max_perplexity_increase_pct: float | None = Field(None, ge=0)
     max_kl: float | None = Field(None, ge=0, description="Nats per token.")
@@ -242,7 +245,7 @@ class GatesSpec(Request):
     min_coverage_pct: float | None = Field(None, ge=0, le=100, description="Share of parameters quantized.")
 
 
-Format = Literal["nupes", "dense"]
+Format = Literal["nupes", "dense", "compressed-tensors", "gguf"]
 
 
 class JobSpec(Request):
@@ -263,7 +266,13 @@ class JobSpec(Request):
     )
     evaluation: EvaluationSpec | None = EvaluationSpec()
     gates: GatesSpec | None = None
-    formats: list[Format] = Field(["nupes"], min_length=1, max_length=8)
+    formats: list[Format] = Field(
+        ["nupes"],
+        min_length=1,
+        max_length=8,
+        description="What is written. The first is the one whose figures the result and its gates name. Formats that "
+        "cannot hold the power grid (`compressed-tensors`, `gguf`) are quantized and measured for themselves.",
+    )
     seed: int = Field(0, ge=0, lt=1 << 31)
 
     @field_validator("calibration")
@@ -306,13 +315,32 @@ class JobSpec(Request):
         return self
 
 
+Device = Literal["auto", "cpu", "gpu"]
+QUEUE_TIMEOUT_S = 7 * 86400
+"""Waiting time allowed where nothing is said, in seconds: every job ends, also where no worker ever comes."""
+
+
 class JobCreate(JobSpec):
     """Body of `POST /v1/jobs` and `POST /v1/plans`."""
+
+    device: Device = Field(
+        "auto",
+        description="Class of the worker. `auto`: learning on data prefers gpu, all else cpu, among those that fit.",
+    )
 
     name: str | None = Field(None, min_length=1, max_length=200)
     labels: dict[Label, LabelValue] = Field({}, max_length=32)
     priority: int = Field(0, ge=-10, le=10)
     timeout_s: int = Field(3600, ge=1, le=7 * 86400, description="Running time allowed, in seconds.")
+    queue_timeout_s: int = Field(
+        QUEUE_TIMEOUT_S,
+        ge=1,
+        le=30 * 86400,
+        description="Waiting time allowed, in seconds: a job that no worker has taken by then fails with `timeout`.",
+    )
+    cache: bool = Field(
+        True, description="Answer from the files of an equal job of yours where there is one; false: compute again."
+    )
 
 
 class JobPatch(Request):
@@ -330,6 +358,22 @@ class ProgressInfo(Response):
     current: int
     total: int
     unit: str
+
+
+class WaitingReason(StrEnum):
+    """Why no live worker can take a queued job."""
+
+    MEMORY = "memory"
+    NO_WORKER = "no_worker"
+
+
+class Waiting(Response):
+    """What a queued job waits for, while no live worker can take it."""
+
+    reason: WaitingReason
+    device_class: str
+    needed_bytes: int | None = Field(description="Planned peak memory of the job.")
+    largest_bytes: int | None = Field(description="Memory of the largest live worker of the class.")
 
 
 class JobError(Response):
@@ -362,8 +406,18 @@ class MetricsPair(Response):
     quantized: Quality
 
 
+class FormatResult(Response):
+    """What one format of a job holds, and how good it is."""
+
+    format: str
+    bytes_after: int = Field(description="Of its weight files.")
+    bits_per_weight: float = Field(description="Bits that it stores of a quantized weight, side information included.")
+    coverage_pct: float = Field(description="Share of the parameters that are quantized in it.")
+    metrics: MetricsPair | None = None
+
+
 class JobResult(Response):
-    """What came out."""
+    """What came out; figures are those of the format that was asked for first, `formats` has those of each."""
 
     bytes_before: int
     bytes_after: int
@@ -373,6 +427,7 @@ class JobResult(Response):
     params: int
     quantize_seconds: float
     metrics: MetricsPair | None = None
+    formats: list[FormatResult] = Field([], description="In the order asked for; empty in results of older releases.")
 
 
 class GateResult(Response):
@@ -391,7 +446,9 @@ class JobLinks(Response):
     events: str
     stream: str
     layers: str
+    logs: str
     metrics: str
+    report: str
     artifacts: str
     cancel: str
 
@@ -413,6 +470,13 @@ class Job(Response):
     labels: dict[str, str]
     priority: int
     timeout_s: int
+    device: Device
+    device_class: str = Field(description="The queue it is in.")
+    memory_bytes: int | None = Field(description="Planned peak: only workers with as much memory take it.")
+    waiting: Waiting | None = Field(description="Set while it is queued and no live worker can take it.")
+    queue_timeout_s: int
+    cache: bool
+    retry_of: str | None = Field(description="The job whose wish this one repeats; it may be deleted by now.")
     result: JobResult | None
     verdict: Literal["passed", "failed"] | None
     gates: list[GateResult]
@@ -422,14 +486,40 @@ class Job(Response):
     created_at: Timestamp
     started_at: Timestamp | None
     finished_at: Timestamp | None
+    artifacts_expired_at: Timestamp | None = Field(None, description="When the files of the result were deleted.")
     links: JobLinks
+
+
+class ShardStatus(StrEnum):
+    """Where the work on one file of a checkpoint stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class Shard(Response):
+    """The work on one file of a sharded checkpoint, which any worker may do."""
+
+    position: int
+    name: str
+    status: ShardStatus
+    params: int
+    params_done: int
+    memory_bytes: int = Field(description="Planned peak.")
+    attempt: int
+    worker: str | None
+    error: JobError | None
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
 
 
 class JobEvent(Response):
     """Something that happened to a job. `seq` counts from 1 without gaps."""
 
     seq: int
-    type: str = Field(description="`status`, `phase`, `progress`, `log`, `artifact`.")
+    type: str = Field(description="`status`, `phase`, `progress`, `log`, `changed`, `waiting`, `routed`.")
     data: dict[str, Any]
     created_at: Timestamp
 

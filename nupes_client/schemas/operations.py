@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from nupes_client.schemas.base import Response, Timestamp
 
 
@@ -35,13 +37,29 @@ class Capabilities(Response):
     hub: bool
 
 
+Isolation = Literal["namespace", "environment"]
+WorkerStatus = Literal["idle", "busy", "draining", "drained", "lost"]
+
+
 class WorkerInfo(Response):
     """A worker that reports in."""
 
     id: str
     device_class: str
     hostname: str
-    status: Literal["idle", "busy", "lost"]
+    status: WorkerStatus = Field(description="`draining` finishes its job and takes no other; `drained` has finished.")
     job_id: str | None
-    memory_bytes: int | None
+    memory_bytes: int | None = Field(description="What a job may use here.")
+    isolation: Isolation | None = Field(
+        description="What keeps runners from the network: a namespace of their own, or no credentials and offline mode."
+    )
     heartbeat_at: Timestamp
+
+
+class QueueInfo(Response):
+    """Jobs that wait for workers of one class."""
+
+    device_class: str
+    depth: int
+    oldest_seconds: float | None = Field(description="How long the first of them has waited.")
+    workers: int = Field(description="Live workers of the class that take jobs.")

@@ -21,8 +21,17 @@ class PlannedLayer(Response):
     skipped_reason: str | None
 
 
+class PlannedFormat(Response):
+    """One format of a job."""
+
+    format: str
+    bytes_after: int = Field(description="Exact size of its weight files.")
+    bits_per_weight: float
+    coverage_pct: float
+
+
 class Plan(Response):
-    """The prediction for a job."""
+    """The prediction for a job; layers, coverage and bits are those of the format that is asked for first."""
 
     config: JobSpec
     layers: list[PlannedLayer]
@@ -31,9 +40,11 @@ class Plan(Response):
     coverage_pct: float
     coverage_bytes_pct: float
     bytes_before: int
-    artifact_bytes: int = Field(description="Exact size of the weight files of the native artifact.")
+    artifact_bytes: int = Field(description="Exact size of the weight files of the first format.")
+    formats: list[PlannedFormat] = Field([], description="In the order asked for.")
     bits_per_weight: float
-    peak_memory_bytes: int
-    disk_bytes: int
-    seconds: float
-    worker_classes: list[str]
+    peak_memory_bytes: int = Field(description="Estimate; of the evaluation too, where one is asked for.")
+    disk_bytes: int = Field(description="Of all formats.")
+    seconds: float = Field(description="Estimate of the quantization for all formats.")
+    worker_classes: list[str] = Field(description="Classes with a live worker that has the memory.")
+    device_class: str = Field(description="The queue that a job would go to.")

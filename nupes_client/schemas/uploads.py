@@ -30,6 +30,7 @@ class Upload(Response):
     id: str
     filename: str
     size: int
+    offset: int = Field(0, description="Bytes that arrived and are safe; send the rest from here on.")
     status: UploadStatus
     sha256: str | None
     created_at: Timestamp

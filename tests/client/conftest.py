@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from app.core.ids import new_id
-from app.core.security import load_pepper
+from app.core.secret_key import load_pepper
 from app.db.migrate import upgrade
 from app.db.session import Database
 from app.keys.service import add_key, ensure_tenant

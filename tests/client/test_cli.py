@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any, get_type_hints
+from xml.etree import ElementTree
 
 import pytest
 from pydantic import BaseModel
@@ -28,8 +29,10 @@ from nupes_client.schemas.jobs import (
     GatesSpec,
     JobCreate,
     JobSpec,
+    JobStatus,
     ModelRef,
     OptimizeSpec,
+    WeightSpec,
 )
 from tests.app.jobrows import make_layer
 from tests.client import work
@@ -74,7 +77,11 @@ def test_help_is_fast_and_loads_nothing_heavy() -> None:
         ["no-such-command"],
         ["jobs", "--no-such-option"],
         ["metrics", "job_unknown"],
-        ["keys", "--create", "ci"],
+        ["keys", "create", "ci"],
+        ["keys", "create", "ci", "--scope", "everything"],
+        ["keys", "create", "ci", "--scope", "jobs:read", "--expires-in", "soon"],
+        ["keys", "rotate", "key_unknown"],
+        ["workers", "no-such-argument"],
     ],
 )
 def test_wrong_usage_exits_6_with_words_on_stderr(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -400,6 +407,17 @@ def test_a_ci_step_gets_its_summary(
     assert "| size | 1.0 MB | 300.0 kB | -70.0% |" in (tmp_path / "summary.md").read_text()
 
 
+@pytest.mark.parametrize(("passed", "code", "failures"), [(True, 0, "0"), (False, 2, "1")])
+def test_a_pipeline_gets_a_test_case_for_each_gate(
+    service: RunningService, job_id: str, tmp_path: Path, passed: bool, code: int, failures: str
+) -> None:
+    work.succeed(service.database, job_id, gate_passed=passed)
+    assert run(["job", job_id, "--junit", str(tmp_path / "reports" / "nupes.xml")]) == code
+    suite = ElementTree.parse(tmp_path / "reports" / "nupes.xml").getroot()
+    assert sum(int(each.get("failures", "0")) for each in suite.iter("testsuite")) == int(failures)
+    assert any("max_bytes" in str(case.get("name")) for case in suite.iter("testcase"))
+
+
 def test_ctrl_c_while_waiting_leaves_the_job_running(job_id: str, client: Client) -> None:
     process = subprocess.Popen(
         [NUPES, "job", job_id, "--wait"],
@@ -447,3 +465,103 @@ def test_a_narrow_pipe_cuts_no_ids(job_id: str) -> None:
 )
 def test_figures_are_readable_whatever_their_size(value: float | None, shown: str) -> None:
     assert output.number(value) == shown
+
+
+def test_keys_are_made_shown_rotated_and_revoked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["keys", "create", "ci", "--scope", "jobs:read", "--expires-in", "90d"]) == 0
+    shown = capsys.readouterr()
+    secret, key_id = shown.out.strip(), shown.err.split()[1].rstrip(";")
+    assert secret.startswith("nupes_")
+    assert run(["keys", "rotate", key_id, "--overlap", "15m", "--json"]) == 0
+    rotated = json.loads(capsys.readouterr().out)
+    assert rotated["secret"] != secret
+    assert rotated["previous_until"]
+    assert rotated["expires_at"]
+    assert run(["keys", "show", key_id]) == 0
+    assert "jobs:read" in capsys.readouterr().out
+    assert run(["keys", "revoke", key_id]) == 0
+    capsys.readouterr()
+    assert run(["keys", "--json"]) == 0
+    listed = {key["id"]: key for key in json.loads(capsys.readouterr().out)}
+    assert listed[key_id]["revoked_at"]
+    assert "secret" not in listed[key_id]
+    assert run(["keys", "list"]) == 0
+    own = next(key for key in listed if key != key_id)
+    assert key_id in capsys.readouterr().out
+    assert run(["keys", "revoke", own]) == 6
+    assert "keys:manage" in capsys.readouterr().err
+
+
+def test_usage_and_audit_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["keys", "create", "ci", "--scope", "jobs:read"]) == 0
+    capsys.readouterr()
+    assert run(["usage"]) == 0
+    assert "requests per minute" in capsys.readouterr().out
+    assert run(["audit", "--json"]) == 0
+    assert [entry["action"] for entry in json.loads(capsys.readouterr().out)] == ["key.created"]
+    assert run(["audit"]) == 0
+    assert "key.created" in capsys.readouterr().out
+
+
+def test_a_report_goes_to_stdout_or_into_a_file(
+    service: RunningService, job_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["report", job_id]) == 6
+    assert "only an ended job" in capsys.readouterr().err
+    work.succeed(service.database, job_id, gate_passed=False)
+    assert run(["report", job_id]) == 0
+    assert "| max\\_bytes |" in capsys.readouterr().out
+    assert run(["report", job_id, "--format", "junit", "-o", str(tmp_path / "gates.xml")]) == 0
+    assert capsys.readouterr().out == ""
+    suite = ElementTree.parse(tmp_path / "gates.xml").getroot()
+    assert [case.get("name") for case in suite.iter("testcase")] == ["max_bytes"]
+    assert run(["report", job_id, "-o", str(tmp_path / "gates.xml" / "below-a-file")]) == 6
+
+
+def test_logs_are_shown_in_part_or_followed_to_the_end(
+    service: RunningService, job_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fence = work.start(service.database, job_id)
+    assert run(["logs", job_id]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[2:4] for line in shown.splitlines()] == [["status", "queued"], ["status", "running"]]
+    assert run(["logs", job_id, "--tail", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["to"] == "running"
+    ending = threading.Timer(0.5, lambda: work.end(service.database, job_id, JobStatus.FAILED, fence))
+    ending.start()
+    assert run(["logs", job_id, "--follow"]) == 0
+    ending.join()
+    followed = capsys.readouterr().out
+    assert followed.startswith(shown)
+    assert [line.split()[3] for line in followed.splitlines()] == ["queued", "running", "failed"]
+
+
+def test_jobs_are_put_side_by_side(
+    service: RunningService, client: Client, job_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work.succeed(service.database, job_id, layers=[make_layer("blocks.0", sqnr_db=20.5)])
+    other = client.jobs.create(JobCreate(model=client.jobs.get(job_id).config.model, weights=WeightSpec(bits=3)))
+    assert run(["compare", job_id, other.id]) == 0
+    shown = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert shown["/weights/bits"] == ["4", "3"]
+    assert shown["status"] == ["succeeded", "queued"]
+    assert shown["blocks.0"] == ["4,", "20.50", "–"]
+    assert run(["compare", job_id, other.id, "--json"]) == 0
+    assert [job["id"] for job in json.loads(capsys.readouterr().out)["jobs"]] == [job_id, other.id]
+    assert run(["compare", job_id]) == 6
+
+
+def test_a_retry_names_the_job_it_repeats(
+    service: RunningService, client: Client, job_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work.fail(service.database, job_id)
+    assert run(["retry", job_id]) == 0
+    assert client.jobs.get(capsys.readouterr().out.strip()).retry_of == job_id
+
+
+def test_how_long_to_wait_and_whether_to_compute_again_reach_the_job(
+    booklm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["quantize", str(booklm), "--queue-timeout", "90", "--no-cache", "--json"]) == 0
+    job = json.loads(capsys.readouterr().out)
+    assert (job["queue_timeout_s"], job["cache"]) == (90, False)

@@ -12,6 +12,7 @@ from nupes_client.errors import (
     AuthenticationError,
     ConfigurationError,
     InvalidRequestError,
+    RateLimitedError,
     ServerError,
     ServiceUnreachableError,
 )
@@ -73,6 +74,14 @@ def test_a_refusal_is_not_repeated_and_says_what_was_wrong() -> None:
     assert caught.value.code == "invalid"
     assert caught.value.request_id == "req_1"
     assert "/weights/bits: at most 8" in str(caught.value)
+
+
+def test_a_limit_that_ends_tomorrow_is_told_at_once() -> None:
+    refused = json_answer({**PROBLEM, "status": 429}, "429 Too Many Requests", Retry_After="80000")
+    with raw_server(refused) as server:
+        with pytest.raises(RateLimitedError):
+            transport(server.url).request("GET", "/x")
+        assert len(server.requests) == 1
 
 
 def test_a_401_tells_where_keys_come_from() -> None:
