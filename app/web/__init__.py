@@ -1,0 +1,1 @@
+"""The dashboard. Empty of imports: the build backend loads `app.web.vendoring` where nothing is installed."""

@@ -1,0 +1,35 @@
+"""The pages everybody finds on the left, those that the key opens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.core.security import Principal
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A link; `scope` None: any key opens it."""
+
+    title: str
+    path: str
+    scope: str | None = "jobs:read"
+
+
+_ENTRIES = (
+    Entry("Overview", "/"),
+    Entry("Jobs", "/jobs"),
+    Entry("New job", "/jobs/new", "jobs:write"),
+    Entry("Models", "/models", "models:read"),
+    Entry("Webhooks", "/webhooks", "webhooks:manage"),
+    Entry("Keys", "/keys", "keys:manage"),
+    Entry("Usage", "/usage", None),
+    Entry("API", "/docs", None),
+)
+
+
+def entries(principal: Principal | None) -> list[Entry]:
+    """What to show to this user; nothing before signing in."""
+    if principal is None:
+        return []
+    return [entry for entry in _ENTRIES if entry.scope is None or principal.may(entry.scope)]

@@ -1,0 +1,51 @@
+"""From wire models to pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from app.core.clock import now
+from app.reports.figures import figures, number
+from app.web import words
+from app.web.navigation import entries
+from app.web.policy import HEADERS
+from app.web.static_files import HINT, missing_files
+from nupes_core import __version__
+
+_PAGES = Environment(
+    loader=PackageLoader("app.web"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_PAGES.filters |= {
+    "number": number,
+    "size": words.size,
+    "span": words.span,
+    "moment": words.moment,
+    "isoformat": words.isoformat,
+    "prose": words.prose,
+    "ago": lambda value: words.ago(value, now()),
+}
+_PAGES.globals |= {"figures": figures, "version": __version__, "build_hint": HINT}
+
+
+def page(request: Request, template: str, status: int = 200, **context: Any) -> HTMLResponse:
+    """Render a page for who is asking; the principal is None before signing in."""
+    principal = getattr(request.state, "principal", None)
+    common = {
+        "path": request.url.path,
+        "query": request.url.query,
+        "principal": principal,
+        "navigation": entries(principal),
+        "csrf_token": getattr(request.state, "csrf_token", ""),
+        "missing_files": missing_files(),
+        "problem": None,
+    }
+    content = _PAGES.get_template(template).render({**common, **context})
+    return HTMLResponse(content, status, headers=HEADERS)
