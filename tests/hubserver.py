@@ -44,6 +44,7 @@ class Hub:
         """Answer that many requests with `status`, then work; 0: all of them."""
         self.ignore_ranges = False
         self.cut_bodies = False
+        self.bodies_cut = 0
         self.bytes_sent = 0
         self.url = ""
 
@@ -201,6 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.hub.cut_bodies:
             body, self.close_connection = body[: len(body) // 2], True
+            self.hub.bodies_cut += 1
         self.hub.bytes_sent += len(body)
         try:
             self.wfile.write(body)

@@ -51,7 +51,7 @@ def running_stack(
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--ready-file", str(ready)],
-            env={**os.environ, **as_environment(settings)},
+            env={**os.environ, **as_environment(settings), **(environment or {})},
             stdout=output,
             stderr=subprocess.STDOUT,
         )

@@ -13,12 +13,13 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from app.core.ids import new_id
-from app.core.security import load_pepper
+from app.core.secret_key import load_pepper
 from app.db.session import Database
 from app.keys.service import add_key, ensure_tenant
 from app.main import create_app
 from app.settings import Settings
 from app.storage import BlobStore
+from tests.app.api import Api, open_api
 
 
 @pytest.fixture
@@ -27,6 +28,20 @@ def database(settings: Settings) -> Iterator[Database]:
     database = Database(settings.resolved_database_url)
     yield database
     database.dispose()
+
+
+@pytest.fixture
+def api(settings: Settings) -> Iterator[Api]:
+    """The service as one tenant sees it, on both databases."""
+    with open_api(settings) as api:
+        yield api
+
+
+@pytest.fixture
+def lite(make_settings: Callable[..., Settings], sqlite_url: str) -> Iterator[Api]:
+    """The same on SQLite alone, for what the database has no part in."""
+    with open_api(make_settings(database_url=sqlite_url)) as api:
+        yield api
 
 
 @pytest.fixture

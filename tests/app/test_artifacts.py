@@ -14,7 +14,7 @@ import httpx
 import pytest
 from starlette.datastructures import Headers
 
-from app.artifacts.ranges import RangeNotSatisfiableError, requested_range
+from app.core.ranges import RangeNotSatisfiableError, requested_range
 from app.db.tables import Job
 from app.jobs import outcomes
 from app.jobs.outcomes import PublishedFile
@@ -172,7 +172,8 @@ def test_a_name_with_any_characters_is_carried_whole(api: Api) -> None:
 def test_bytes_that_are_gone_are_410(api: Api) -> None:
     job_id = publish(api, {"a": CONTENT})
     url = only(api, job_id)["content_url"]
-    api.app.state.store.delete(SHA)
+    api.app.state.store.doom(SHA)
+    api.app.state.store.purge(SHA)
     for response in (api.get(url), api("HEAD", url), api.get(f"/v1/jobs/{job_id}/artifacts.tar")):
         assert response.status_code == 410
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import anyio.to_thread
@@ -19,30 +19,10 @@ from app.db.tables import Job
 from app.jobs import outcomes, repository, watch
 from app.jobs.transitions import Fence, record
 from app.jobs.watch import JobWatcher
-from app.settings import Settings
 from nupes_client.schemas.jobs import JobPhase
-from tests.app.api import Api, open_api
+from tests.app.api import Api
 from tests.app.jobrows import claim, make_result, new_job
 from tests.app.serving import serve
-
-
-@pytest.fixture
-def api(settings: Settings) -> Iterator[Api]:
-    with open_api(settings) as api:
-        yield api
-
-
-@pytest.fixture
-def lite(make_settings: Callable[..., Settings], sqlite_url: str) -> Iterator[Api]:
-    with open_api(make_settings(database_url=sqlite_url)) as api:
-        yield api
-
-
-@pytest.fixture
-def database(settings: Settings) -> Iterator[Database]:
-    database = Database(settings.resolved_database_url)
-    yield database
-    database.dispose()
 
 
 def log(database: Database, job_id: str, fence: Fence, count: int = 1) -> None:

@@ -1,21 +1,27 @@
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
 from app.core.clock import now
 from app.db.session import Database
-from app.db.tables import Job, Model, OutboxMessage, Tenant, Worker
+from app.db.tables import Job, Model, OutboxMessage, Tenant, Webhook, WebhookDelivery, Worker
 from app.main import create_app
 from app.settings import Settings
+from tests.app.jobrows import add_tenant
 from tests.app.test_problems import problem
 from tests.servers import free_port
+from tests.stack import as_environment
 
 
 def add_worker(database: Database, name: str = "w1", age_s: float = 0, job_id: str | None = None) -> None:
@@ -102,6 +108,29 @@ def test_a_lost_store_is_down(anonymous: TestClient, settings: Settings) -> None
     assert (status, parts["storage"]) == (503, "down")
 
 
+def test_a_disk_that_is_nearly_full_is_degraded_until_there_is_room(anonymous: TestClient, database: Database) -> None:
+    add_worker(database)
+    service = anonymous.app
+    assert isinstance(service, FastAPI)
+    enough = service.state.settings
+    service.state.settings = enough.model_copy(update={"min_free_disk_bytes": service.state.store.free_bytes() * 2})
+    status, state, parts = checks(anonymous)
+    assert (status, state, parts["storage"]) == (200, "degraded", "degraded")
+    service.state.settings = enough
+    assert checks(anonymous)[1] == "ok"
+
+
+def read_samples(anonymous: TestClient) -> dict[tuple[str, ...], float]:
+    """The figures at `/metrics` by name and labels."""
+    response = anonymous.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
 def test_metrics_are_computed_from_the_database(anonymous: TestClient, database: Database) -> None:
     add_worker(database, "w1", job_id="job_x")
     add_worker(database, "w2", age_s=3600)
@@ -109,13 +138,7 @@ def test_metrics_are_computed_from_the_database(anonymous: TestClient, database:
     add_job(database, "b", "running", lease_until=now() - timedelta(seconds=5))
     with database.write() as session:
         session.add(OutboxMessage(queue="cpu", job_id=waiting, created_at=now() - timedelta(seconds=50)))
-    response = anonymous.get("/metrics")
-    assert response.headers["content-type"].startswith("text/plain")
-    samples = {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(response.text)
-        for sample in family.samples
-    }
+    samples = read_samples(anonymous)
     assert samples["nupes_jobs", "queued"] == 1
     assert samples["nupes_jobs", "running"] == 1
     assert samples["nupes_jobs", "failed"] == 0
@@ -128,6 +151,38 @@ def test_metrics_are_computed_from_the_database(anonymous: TestClient, database:
     assert samples["nupes_workers", "cpu", "lost"] == 1
     assert samples["nupes_models",] == 2
     assert samples["nupes_storage_free_bytes",] > 0
+
+
+def test_metrics_tell_of_messages_to_webhooks_and_of_receivers_that_were_switched_off(
+    anonymous: TestClient, database: Database
+) -> None:
+    late, earlier = (now() - timedelta(seconds=seconds) for seconds in (100, 500))
+    tenant_id = add_tenant(database)
+    with database.write() as session:
+        reached, paused, dead = (
+            Webhook(tenant_id=tenant_id, url="https://ci.example.org", events=[], labels={}, secret="x", **state)
+            for state in (
+                {},
+                {"paused_until": now() + timedelta(hours=1)},
+                {"enabled": False, "disabled_reason": "gone", "disabled_at": now()},
+            )
+        )
+        session.add_all([reached, paused, dead])
+        session.flush()
+        for hook, since, status in (
+            (reached, late, "pending"),
+            (reached, earlier, "succeeded"),
+            (paused, earlier, "pending"),
+            (dead, earlier, "pending"),
+        ):
+            message = {"type": "test", "body": "{}", "status": status, "next_attempt_at": since}
+            session.add(WebhookDelivery(tenant_id=tenant_id, webhook_id=hook.id, **message))
+    samples = read_samples(anonymous)
+    assert samples["nupes_webhook_deliveries", "pending"] == 3
+    assert samples["nupes_webhook_deliveries", "succeeded"] == 1
+    assert samples["nupes_webhook_deliveries", "failed"] == 0
+    assert samples["nupes_webhook_overdue_seconds",] == pytest.approx(100, abs=30)
+    assert samples["nupes_webhooks_disabled",] == 1
 
 
 def test_metrics_of_an_empty_service_parse(anonymous: TestClient) -> None:
@@ -157,3 +212,43 @@ def test_workers_show_what_they_do_to_owners_only(client: TestClient, stranger: 
     assert {name: worker["status"] for name, worker in shown.items()} == {name: name for name in shown}
     assert shown["busy"]["job_id"] == job_id
     assert job_id not in stranger.get("/v1/workers").text
+
+
+def run_workers_command(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app.workers", *arguments],
+        env={**os.environ, **as_environment(settings)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_workers_are_drained_by_a_command_on_the_server_and_by_no_key(
+    client: TestClient, database: Database, settings: Settings
+) -> None:
+    add_worker(database, "host:1:2:abc", age_s=-3600)  # not lost while commands start
+    add_worker(database, "other", age_s=-3600, job_id=add_job(database, "someone", "running"))
+
+    def shown() -> dict[str, str]:
+        return {worker["id"]: worker["status"] for worker in client.get("/v1/workers").json()["data"]}
+
+    assert run_workers_command(settings, "drain", "host:1:2:abc").returncode == 0
+    assert "other cpu draining\n" in run_workers_command(settings, "drain", "other").stdout
+    assert shown() == {"host:1:2:abc": "drained", "other": "draining"}
+    assert client.get("/v1/queues").json()["data"] == []
+    assert run_workers_command(settings, "undrain", "host:1:2:abc").returncode == 0
+    assert shown() == {"host:1:2:abc": "idle", "other": "draining"}
+    unknown = run_workers_command(settings, "drain", "nobody")
+    assert unknown.returncode == 1
+    assert "'nobody'" in unknown.stderr
+    assert client.post("/v1/workers/other/drain").status_code == 404
+
+
+def test_queues_show_what_waits_and_who_could_take_it(client: TestClient, database: Database) -> None:
+    add_worker(database)
+    add_job(database, "t", "queued", device_class="gpu", created_at=now() - timedelta(seconds=90))
+    cpu, gpu = client.get("/v1/queues").json()["data"]
+    assert cpu == {"device_class": "cpu", "depth": 0, "oldest_seconds": None, "workers": 1}
+    assert (gpu["device_class"], gpu["depth"], gpu["workers"]) == ("gpu", 1, 0)
+    assert 90 <= gpu["oldest_seconds"] < 120

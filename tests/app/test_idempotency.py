@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -13,17 +12,10 @@ from sqlalchemy import select, update
 
 from app.core.clock import now
 from app.db.tables import IdempotencyKey, Job
-from app.jobs import idempotency, submission
-from app.settings import Settings
-from tests.app.api import Api, open_api
+from app.jobs import idempotency, submission, writing
+from tests.app.api import Api
 
 KEY = {"Idempotency-Key": "build-42"}
-
-
-@pytest.fixture
-def api(settings: Settings) -> Iterator[Api]:
-    with open_api(settings) as api:
-        yield api
 
 
 def count_jobs(api: Api) -> int:
@@ -70,28 +62,24 @@ def test_a_request_that_was_refused_leaves_its_key_free(api: Api) -> None:
     assert api.post("/v1/jobs", KEY, json=api.body(model_id)).status_code == 202
 
 
-def test_a_second_request_while_the_first_is_carried_out_is_told_to_come_back(
+def test_a_request_overtaken_by_an_equal_one_is_answered_with_that_one_s_job(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    body = api.body()
-    prepare = submission.prepare
-    inside, go_on = threading.Event(), threading.Event()
+    body, prepare = api.body(), submission.prepare
+    overtaking: list[Any] = []
 
-    def slow(*args: Any) -> Any:
-        inside.set()
-        assert go_on.wait(20)
+    def overtaken(*args: Any) -> Any:
+        if not overtaking:
+            overtaking.append(None)
+            overtaking.append(api.post("/v1/jobs", KEY, json=body))
         return prepare(*args)
 
-    monkeypatch.setattr(submission, "prepare", slow)
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(api.post, "/v1/jobs", KEY, json=body)
-        assert inside.wait(20)
-        second = api.post("/v1/jobs", KEY, json=body)
-        go_on.set()
-    assert (second.status_code, second.json()["code"]) == (409, "idempotency_key_in_use")
-    assert second.json()["retryable"] is True
-    assert first.result().status_code == 202
-    assert api.post("/v1/jobs", KEY, json=body).json()["id"] == first.result().json()["id"]
+    monkeypatch.setattr(submission, "prepare", overtaken)
+    late = api.post("/v1/jobs", KEY, json=body)
+    assert (late.status_code, late.headers["Idempotent-Replayed"]) == (202, "true")
+    assert late.json()["id"] == overtaking[1].json()["id"]
+    assert "Idempotent-Replayed" not in overtaking[1].headers
+    assert count_jobs(api) == 1
 
 
 def test_of_many_equal_requests_at_once_one_makes_a_job(api: Api) -> None:
@@ -104,45 +92,48 @@ def test_of_many_equal_requests_at_once_one_makes_a_job(api: Api) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(send, range(8)))
-    assert {answer.status_code for answer in answers} <= {202, 409}
-    assert len({answer.json()["id"] for answer in answers if answer.status_code == 202}) == 1
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert sum("Idempotent-Replayed" not in answer.headers for answer in answers) == 1
     assert count_jobs(api) == 1
 
 
-def reserve(api: Api, body: dict[str, Any], age_s: float) -> None:
-    """What a process leaves that died in the middle of a request."""
-    api.post("/v1/jobs", KEY, json=body)
+@pytest.mark.usefixtures("forgetful")
+def test_a_request_that_ends_before_its_job_is_committed_leaves_its_key_free(api: Api) -> None:
+    body = api.body()
+    assert api.post("/v1/jobs", KEY, json=body).status_code == 500
+    assert count_jobs(api) == 0
+    again = api.post("/v1/jobs", KEY, json=body)
+    assert (again.status_code, count_jobs(api)) == (202, 1)
+    assert "Idempotent-Replayed" not in again.headers
+
+
+class _CutError(Exception):
+    pass
+
+
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first transaction that makes a job ends just before its commit."""
+    record = writing.audit.record
+    cuts = iter([True])
+
+    def cut(*args: Any) -> None:
+        record(*args)
+        if next(cuts, False):
+            raise _CutError
+
+    monkeypatch.setattr(writing.audit, "record", cut)
+
+
+def test_a_reservation_that_a_former_version_left_is_taken_over_at_once(api: Api) -> None:
+    body = api.body()
+    first = api.post("/v1/jobs", KEY, json=body)
     with api.database.write() as session:
-        moment = now() - timedelta(seconds=age_s)
-        session.execute(update(IdempotencyKey).values(resource_id=None, created_at=moment))
-
-
-def test_a_reservation_of_a_process_that_died_is_taken_over(api: Api) -> None:
-    body = api.body()
-    reserve(api, body, idempotency.RESERVED_S - 30)
-    assert api.post("/v1/jobs", KEY, json=body).status_code == 409
-    reserve(api, body, idempotency.RESERVED_S + 1)
-    assert api.post("/v1/jobs", KEY, json=body).status_code == 202
-
-
-def test_the_former_holder_of_a_reservation_makes_no_second_job(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = api.body()
-    prepare = submission.prepare
-    taken_over: list[Any] = []
-
-    def overtaken(*args: Any) -> Any:
-        if not taken_over:
-            taken_over.append(None)
-            with api.database.write() as session:
-                moment = now() - timedelta(seconds=idempotency.RESERVED_S + 1)
-                session.execute(update(IdempotencyKey).values(created_at=moment))
-            taken_over.append(api.post("/v1/jobs", KEY, json=body))
-        return prepare(*args)
-
-    monkeypatch.setattr(submission, "prepare", overtaken)
-    late = api.post("/v1/jobs", KEY, json=body)
-    assert (late.status_code, taken_over[1].status_code) == (409, 202)
-    assert count_jobs(api) == 1
+        session.execute(update(IdempotencyKey).values(resource_id=None))
+    again = api.post("/v1/jobs", KEY, json=body)
+    assert again.status_code == 202
+    assert again.json()["id"] != first.json()["id"]
 
 
 def test_a_key_is_forgotten_after_a_day(api: Api) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from app.core.canonical import content_hash
 from app.db.session import Database
 from app.db.tables import Artifact, IdempotencyKey, Job, JobEvent, JobLayer, OutboxMessage, Upload
 from app.jobs import outcomes, repository, submission
@@ -27,20 +28,6 @@ from nupes_core.header import TensorSpec
 from tests.app.api import Api, open_api
 from tests.app.jobrows import claim, make_file, make_layer, make_result, read_job
 from tests.servers import free_port
-
-
-@pytest.fixture
-def api(settings: Settings) -> Iterator[Api]:
-    """On both databases."""
-    with open_api(settings) as api:
-        yield api
-
-
-@pytest.fixture
-def lite(make_settings: Callable[..., Settings], sqlite_url: str) -> Iterator[Api]:
-    """On SQLite alone, for what the database has no part in."""
-    with open_api(make_settings(database_url=sqlite_url)) as api:
-        yield api
 
 
 def succeed(database: Database, job_id: str) -> None:
@@ -97,7 +84,7 @@ def test_the_config_of_a_job_is_complete_and_makes_the_same_job_again(api: Api) 
     again = api.post("/v1/jobs", json=job["config"]).json()
     assert again["config"] == job["config"]
     first, second = read_job(api.database, job["id"]), read_job(api.database, again["id"])
-    assert first.config_hash == second.config_hash == submission.content_hash(job["config"])
+    assert first.config_hash == second.config_hash == content_hash(job["config"])
 
 
 def test_the_wake_up_leaves_the_outbox_once_the_broker_has_it(api: Api) -> None:
@@ -153,7 +140,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "group size -2": ({"weights": {"group_size": -2}}, "/weights/group_size", "greater_than_equal"),
     "unknown field": ({"wieghts": {}}, "/wieghts", "extra_forbidden"),
-    "unknown format": ({"formats": ["gguf"]}, "/formats/0", "literal_error"),
+    "unknown format": ({"formats": ["tar"]}, "/formats/0", "literal_error"),
     "no regular expression": ({"layers": {"exclude": ["("]}}, "/layers/exclude", "value_error"),
     "perplexity without text": ({"evaluation": {"metrics": ["perplexity"]}}, "/evaluation", "value_error"),
     "gate without its metric": ({"gates": {"max_kl": 0.1}}, "", "value_error"),
@@ -406,6 +393,11 @@ def test_filters_narrow_a_list_together(api: Api) -> None:
     earlier = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
     assert ids(api.get("/v1/jobs", params={"created_after": later})) == []
     assert len(ids(api.get("/v1/jobs", params={"created_after": earlier}))) == 3
+    assert ids(api.get("/v1/jobs", params={"created_before": earlier})) == []
+    assert len(ids(api.get("/v1/jobs", params={"created_after": earlier, "created_before": later}))) == 3
+    named = api.add_job(one, name="50% of _")
+    assert ids(api.get("/v1/jobs", params={"name": "50% of _"})) == [named]
+    assert ids(api.get("/v1/jobs", params={"name": "50% of x"})) == []
 
 
 @pytest.mark.parametrize(
@@ -503,6 +495,42 @@ def test_a_change_needs_the_version_that_was_seen(api: Api) -> None:
     outdated = api("PATCH", path, {"If-Match": tag}, json={"priority": 5})
     assert (outdated.status_code, outdated.json()["code"]) == (412, "precondition_failed")
     assert api.get(path).json()["priority"] == 0
+    events = api.get(f"{path}/events").json()["data"]
+    assert [(event["seq"], event["type"]) for event in events] == [(1, "status"), (2, "changed")]
+    assert events[1]["data"] == {"labels": {"b": "2"}, "name": "new"}
+
+
+def test_a_change_while_a_worker_writes_names_the_version_and_breaks_nothing(api: Api) -> None:
+    job_id = api.add_job()
+    fence = claim(api.database, job_id)
+    tag = api.get(f"/v1/jobs/{job_id}").headers["ETag"]
+    assert api("PATCH", f"/v1/jobs/{job_id}", {"If-Match": tag}, json={"priority": 5}).status_code == 200
+    with api.database.write() as session:
+        record(session, session.get_one(Job, job_id), "log", {"message": "x"}, fence=fence)
+    events = api.get(f"/v1/jobs/{job_id}/events").json()["data"]
+    assert [event["seq"] for event in events] == [1, 2, 3, 4]
+
+
+def test_a_list_finds_jobs_by_the_labels_they_have_now(api: Api) -> None:
+    job, other = (api.add_job(labels={"a": "1", "b": "2"}) for _ in range(2))
+    assert api("PATCH", f"/v1/jobs/{job}", {"If-Match": "*"}, json={"labels": {"a": "3"}}).status_code == 200
+    for query, found in {"a=1": [other], "a=3": [job], "b=2": [other], "a=2": []}.items():
+        assert ids(api.get(f"/v1/jobs?label.{query}")) == found
+    assert ids(api.get("/v1/jobs?label.a=1&label.b=2")) == [other]
+    assert ids(api.another_tenant().get("/v1/jobs?label.a=1")) == []
+    api.post(f"/v1/jobs/{other}/cancel")
+    assert api("DELETE", f"/v1/jobs/{other}").status_code == 204
+    assert ids(api.get("/v1/jobs?label.a=1")) == []
+
+
+def test_a_list_by_label_has_pages(api: Api) -> None:
+    jobs = [api.add_job(labels={"a": "1"}) for _ in range(5)]
+    pages, cursor = [], None
+    while cursor is not None or not pages:
+        page = api.get("/v1/jobs", params={"label.a": "1", "limit": 2, **({"cursor": cursor} if cursor else {})})
+        pages.append(ids(page))
+        cursor = page.json()["next_cursor"]
+    assert pages == [jobs[:2:-1], jobs[2:0:-1], jobs[:1]]
 
 
 def test_labels_of_an_ended_job_can_change_and_nothing_else_about_it(lite: Api) -> None:
@@ -511,6 +539,7 @@ def test_labels_of_an_ended_job_can_change_and_nothing_else_about_it(lite: Api) 
     before = lite.get(f"/v1/jobs/{job_id}").json()
     changed = lite("PATCH", f"/v1/jobs/{job_id}", {"If-Match": "*"}, json={"labels": {"kept": "yes"}}).json()
     assert {key for key in before if before[key] != changed[key]} == {"labels", "version"}
+    assert lite.get(f"/v1/jobs/{job_id}/events").json()["data"][-1]["data"]["to"] == "succeeded"
     assert lite("PATCH", f"/v1/jobs/{job_id}", {"If-Match": "*"}, json={"status": "queued"}).status_code == 422
 
 
@@ -578,7 +607,11 @@ def test_a_retry_is_a_new_job_with_the_same_wish(api: Api) -> None:
         assert second[field] == first[field]
     replayed = api.post(f"/v1/jobs/{first['id']}/retry", {"Idempotency-Key": "again"})
     assert replayed.json()["id"] == second["id"]
+    assert (second["retry_of"], first["retry_of"]) == (first["id"], None)
     assert api.get(f"/v1/jobs/{first['id']}").json() == failed
+    succeed(api.database, second["id"])
+    refused = api.post(f"/v1/jobs/{second['id']}/retry")
+    assert (refused.status_code, refused.json()["code"]) == (409, "job_succeeded")
 
 
 # Layers
@@ -618,5 +651,5 @@ def test_layers_as_csv_have_a_header_and_a_row_each(lite: Api, headers: dict[str
 def test_a_body_is_hashed_by_content_not_by_order() -> None:
     one = JobCreate.model_validate({"model": {"id": "m"}, "weights": {"bits": 3, "group_size": 32}})
     other = JobCreate.model_validate({"weights": {"group_size": 32, "bits": 3}, "model": {"id": "m"}})
-    hashes = {submission.content_hash(body.model_dump(mode="json")) for body in (one, other)}
+    hashes = {content_hash(body.model_dump(mode="json")) for body in (one, other)}
     assert len(hashes) == 1

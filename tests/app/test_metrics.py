@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -15,24 +14,11 @@ from app.db.tables import Job, JobMetric
 from app.jobs import outcomes
 from app.jobs.metrics import Point, thin_out, write_points
 from app.jobs.transitions import Fence, StaleFenceError
-from app.settings import Settings
 from nupes_client.schemas.jobs import MetricPoint
-from tests.app.api import Api, open_api
+from tests.app.api import Api
 from tests.app.jobrows import claim, make_result
 
 LOSS = "loss/model.layers.0"
-
-
-@pytest.fixture
-def api(settings: Settings) -> Iterator[Api]:
-    with open_api(settings) as api:
-        yield api
-
-
-@pytest.fixture
-def lite(make_settings: Callable[..., Settings], sqlite_url: str) -> Iterator[Api]:
-    with open_api(make_settings(database_url=sqlite_url)) as api:
-        yield api
 
 
 def write(database: Database, job_id: str, fence: Fence, *points: tuple[str, int, float]) -> None:

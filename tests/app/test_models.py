@@ -81,13 +81,12 @@ def test_the_stored_headers_are_the_headers_of_the_files(send: Sender, database:
     files = sharded(2)
     model = send.model(files).json()
     with database.read() as session:
-        row = session.get(Model, model["id"])
-        assert row is not None
-        stored = service.headers(row)
+        stored, config = service.blueprint(session, model["id"])
     shards = {
         name: parse_header(content, len(content)) for name, content in files.items() if "safetensors" in name[-12:]
     }
     assert stored == shards
+    assert config["model_type"] == "llama"
     assert headers.from_json(json.loads(json.dumps(headers.to_json(shards)))) == shards
 
 
@@ -150,7 +149,8 @@ def test_models_page(client: TestClient, send: Sender) -> None:
 
 def test_bytes_that_are_gone_are_a_typed_error(send: Sender, client: TestClient, store: BlobStore) -> None:
     upload = send.upload(good())
-    store.delete(upload["sha256"])
+    store.doom(upload["sha256"])
+    store.purge(upload["sha256"])
     files = [{"path": "model.safetensors", "upload_id": upload["id"]}]
     problem(client.post("/v1/models", json={"source": {"type": "upload", "files": files}}), 410, "content_gone")
 

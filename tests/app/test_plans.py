@@ -88,6 +88,42 @@ def test_worker_classes_are_those_of_live_workers_with_the_memory(api: Api) -> N
     assert plan(api, body).json()["worker_classes"] == ["cpu", "gpu"]
 
 
+def test_a_job_that_learns_goes_to_gpu_workers_where_there_are_any_and_a_choice_is_kept(api: Api) -> None:
+    learns = {"optimize": {"mode": "data_driven"}}
+    model_id = api.add_model()
+
+    def queue_of(**wish: Any) -> str:
+        job = api.post("/v1/jobs", json=api.body(model_id, **wish)).json()
+        assert plan(api, api.body(model_id, **wish)).json()["device_class"] == job["device_class"]
+        return str(job["device_class"])
+
+    add_worker(api, 99 * GIB, "cpu")
+    assert queue_of(**learns) == "cpu"
+    add_worker(api, 99 * GIB, "gpu")
+    assert queue_of(**learns) == "gpu"
+    assert queue_of() == "cpu"
+    assert queue_of(**learns, device="cpu") == "cpu"
+    assert queue_of(device="gpu") == "gpu"
+
+
+def test_the_planned_peak_is_kept_with_the_job(api: Api) -> None:
+    body = api.body()
+    assert api.post("/v1/jobs", json=body).json()["memory_bytes"] == plan(api, body).json()["peak_memory_bytes"]
+
+
+def test_an_evaluation_counts_in_the_peak_and_who_has_no_room_for_it_is_told_that_it_can_be_left_out(
+    api: Api, booklm: Path
+) -> None:
+    folder = open_folder(booklm)
+    model_id = api.add_model(config=dict(folder.config), headers=to_json(folder.headers))
+    measured = api.body(model_id, evaluation={"context": 64})
+    needed = plan(api, measured).json()["peak_memory_bytes"]
+    assert needed == plan_folder(booklm, QuantizationConfig(), evaluation_context=64).peak_memory_bytes
+    add_worker(api, needed - 1)
+    assert '"evaluation": null' in plan(api, measured).json()["hint"]
+    assert plan(api, api.body(model_id, evaluation=None)).status_code == 200
+
+
 def test_a_job_that_fits_no_worker_is_refused_with_the_figures(api: Api) -> None:
     body = api.body()
     needed = plan(api, body).json()["peak_memory_bytes"]
@@ -116,3 +152,14 @@ def test_listed_architectures_are_those_that_transformers_can_build() -> None:
     installed = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     known = len(EVALUABLE_MODEL_TYPES & installed) / len(EVALUABLE_MODEL_TYPES | installed)
     assert known > 0.8, "bring app/plans/architectures.py up to the installed transformers"
+
+
+def test_a_plan_that_was_made_before_is_made_again_for_who_may_have_it_alone(api: Api) -> None:
+    body = api.body()
+    first = api.post("/v1/plans", json=body).json()
+    assert api.post("/v1/plans", json=body).json() == first
+    other = api.post("/v1/plans", json={**body, "weights": {"bits": 2}}).json()
+    assert other["artifact_bytes"] < first["artifact_bytes"]
+    assert api.another_tenant().post("/v1/plans", json=body).status_code == 404
+    assert api("DELETE", f"/v1/models/{body['model']['id']}").status_code == 204
+    assert api.post("/v1/plans", json=body).status_code == 404

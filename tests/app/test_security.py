@@ -10,7 +10,8 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select
 
 from app.core.logging import hide_secrets
-from app.core.security import load_pepper, make_secret
+from app.core.secret_key import load_pepper
+from app.core.security import make_secret
 from app.db.session import Database
 from app.db.tables import ApiKey
 from app.settings import Settings
@@ -85,15 +86,13 @@ def test_keys_are_made_listed_and_revoked(client: TestClient, as_key: As) -> Non
     assert client.get(f"/v1/keys/{key['id']}").json()["last_used_at"] is not None
     assert client.delete(f"/v1/keys/{key['id']}").status_code == 204
     assert client.delete(f"/v1/keys/{key['id']}").status_code == 204
-    problem(user.get("/v1/models"), 401, "unauthorized")
+    problem(user.get("/v1/models"), 401, "key_revoked")
 
 
-def test_a_key_can_not_give_more_than_it_has_nor_revoke_itself(as_key: As, make_key: MakeKey) -> None:
+def test_a_key_can_not_give_more_than_it_has(as_key: As, make_key: MakeKey) -> None:
     manager = as_key(make_key("keys:manage"))
     for scope in ("admin", "jobs:write"):
         problem(manager.post("/v1/keys", json={"name": "x", "scopes": [scope]}), 403, "insufficient_scope")
-    own = manager.get("/v1/keys").json()["data"][0]["id"]
-    problem(manager.delete(f"/v1/keys/{own}"), 409, "own_key")
 
 
 def test_keys_of_another_tenant_do_not_exist(client: TestClient, stranger: TestClient) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from app.core.clock import now
+from app.core.ids import new_id
 from app.db.session import Database
+from app.db.tables import Job, Tenant, Upload
+from app.jobs import outcomes
 from app.settings import Settings
 from app.storage import (
     BlobNotFoundError,
@@ -25,19 +27,20 @@ from app.storage import (
 from app.storage.garbage import collect
 from app.storage.local import LocalStore
 from app.storage.s3 import S3Store
+from tests.app.jobrows import claim, make_file, make_result, new_job
+from tests.servers import s3_server
 
 CONTENT = bytes(range(256)) * 9000  # more than two chunks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 BUCKET = "nupes-test"
+AT_ONCE = timedelta(seconds=-5)
+"""A grace that lets everything be old: S3 dates are in seconds."""
 
 
 @pytest.fixture(scope="module")
 def s3_endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture
@@ -142,12 +145,14 @@ def test_missing_content_is_a_typed_error(store: BlobStore, tmp_path: Path) -> N
             read()
     assert not (tmp_path / "target").exists()
     assert not store.exists(SHA256)
-    store.delete(SHA256)
+    store.doom(SHA256)
+    store.purge(SHA256)
 
 
 def test_deleted_content_is_gone(store: BlobStore) -> None:
     store.put_stream([CONTENT])
-    store.delete(SHA256)
+    store.doom(SHA256)
+    store.purge(SHA256)
     assert not store.exists(SHA256)
 
 
@@ -233,19 +238,102 @@ def test_an_unknown_storage_url_is_refused(make_settings: Callable[..., Settings
         open_store(make_settings(storage_url="ftp://host/path"))
 
 
-def test_garbage_is_what_no_row_names_and_is_old(store: BlobStore, database: Database, settings: Settings) -> None:
-    from app.db.tables import Tenant, Upload
-
-    kept, dropped = store.put_stream([b"kept"]), store.put_stream([b"dropped"])
+def name_it(database: Database, sha256: str) -> None:
+    """Write a row that refers to the content."""
     with database.write() as session:
-        tenant = Tenant(name="t")
+        tenant = Tenant(name=new_id("name"))
         session.add(tenant)
         session.flush()
-        session.add(Upload(tenant_id=tenant.id, filename="f", size=4, sha256=kept.sha256, expires_at=None))
+        session.add(Upload(tenant_id=tenant.id, filename="f", size=4, sha256=sha256, expires_at=None))
+
+
+def test_garbage_is_what_no_row_names_and_is_old(store: BlobStore, database: Database) -> None:
+    kept, dropped = store.put_stream([b"kept"]), store.put_stream([b"dropped"])
+    name_it(database, kept.sha256)
     assert collect(database, store, timedelta(hours=1)) == 0
-    assert store.exists(dropped.sha256)
-    assert collect(database, store, timedelta(seconds=-5)) == dropped.size
+    assert {blob.sha256 for blob in store.list()} == {kept.sha256, dropped.sha256}
+    assert collect(database, store, AT_ONCE) == 0
     assert [blob.sha256 for blob in store.list()] == [kept.sha256]
+    assert [blob.sha256 for blob in store.doomed()] == [dropped.sha256]
+    assert collect(database, store, timedelta(hours=1)) == 0
+    assert collect(database, store, AT_ONCE) == dropped.size
+    assert list(store.doomed()) == []
+    assert not store.exists(dropped.sha256)
+    assert store.exists(kept.sha256)
+
+
+@pytest.mark.parametrize("ask", ["open", "part", "size", "exists", "fetch"])
+def test_doomed_content_comes_back_when_it_is_asked_for(ask: str, store: BlobStore, tmp_path: Path) -> None:
+    store.put_stream([CONTENT])
+    store.doom(SHA256)
+    asked = {
+        "open": lambda: b"".join(store.open(SHA256)) == CONTENT,
+        "part": lambda: b"".join(store.open(SHA256, 5, 9)) == CONTENT[5:9],
+        "size": lambda: store.size(SHA256) == len(CONTENT),
+        "exists": lambda: store.exists(SHA256),
+        "fetch": lambda: store.fetch_to(SHA256, tmp_path / "file") is None,
+    }
+    assert asked[ask]()
+    assert list(store.doomed()) == []
+    store.purge(SHA256)
+    assert store.exists(SHA256)
+
+
+def test_doomed_content_that_a_row_names_comes_back(store: BlobStore, database: Database) -> None:
+    store.put_stream([CONTENT])
+    collect(database, store, AT_ONCE)
+    name_it(database, SHA256)
+    assert collect(database, store, AT_ONCE) == 0
+    assert [blob.sha256 for blob in store.list()] == [SHA256]
+
+
+def test_content_stored_again_outlives_its_doomed_copy(store: BlobStore, database: Database) -> None:
+    store.put_stream([CONTENT])
+    store.doom(SHA256)
+    store.put_stream([CONTENT])
+    name_it(database, SHA256)
+    store.purge(SHA256)
+    assert b"".join(store.open(SHA256)) == CONTENT
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_upload_in_the_very_moment_of_collection_is_not_lost(
+    moment: str, store: BlobStore, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector has looked at the rows and is about to act; the same content is stored and named meanwhile."""
+    store.put_stream([CONTENT])
+    doom = store.doom
+
+    def interrupted(sha256: str) -> None:
+        if moment == "after":
+            doom(sha256)
+        store.put_stream([CONTENT])
+        if moment == "before":
+            doom(sha256)
+        name_it(database, sha256)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "doom", interrupted)
+        collect(database, store, AT_ONCE)
+    collect(database, store, AT_ONCE)
+    assert b"".join(store.open(SHA256)) == CONTENT
+    assert list(store.doomed()) == []
+
+
+def test_what_a_running_job_may_have_stored_is_left_alone(store: BlobStore, database: Database) -> None:
+    job_id = new_job(database)
+    fence = claim(database, job_id)
+    store.put_stream([CONTENT])
+    with database.write() as session:
+        started = session.get_one(Job, job_id)
+        started.started_at = now() - timedelta(seconds=10)
+    for _ in range(2):
+        assert collect(database, store, AT_ONCE) == 0
+    assert [blob.sha256 for blob in store.list()] == [SHA256]
+    with database.write() as session:
+        outcomes.succeed(session, session.get_one(Job, job_id), fence, make_result(), [], [make_file(sha256=SHA256)])
+    collect(database, store, AT_ONCE)
+    assert [blob.sha256 for blob in store.list()] == [SHA256]
 
 
 def test_spools_of_killed_processes_are_swept(store: BlobStore) -> None:

@@ -189,6 +189,29 @@ def test_two_at_once_complete_it_once(settings: Settings, make_key: Callable[...
     assert statuses.count(409) == len(same) - sum(same)
 
 
+def test_what_a_tenant_may_keep_is_counted_before_the_first_byte(
+    client: TestClient, stranger: TestClient, send: Sender, app: FastAPI, settings: Settings
+) -> None:
+    app.state.settings = settings.model_copy(update={"quota_stored_bytes": 2500})
+    send.upload(b"a" * 1000)
+    send.upload(b"a" * 1000)  # the same content counts once
+    send.announce(b"b" * 1000)
+    refused = client.post("/v1/uploads", json={"filename": "c", "size": 501})
+    assert "2000 of the 2500" in problem(refused, 403, "quota_exceeded").detail
+    assert stranger.post("/v1/uploads", json={"filename": "c", "size": 501}).status_code == 201
+    assert client.post("/v1/uploads", json={"filename": "c", "size": 500}).status_code == 201
+
+
+def test_the_same_checksum_announced_again_is_the_same_upload_to_be_resumed(client: TestClient, send: Sender) -> None:
+    first = send.announce(CONTENT, sha256=SHA256)
+    headers = {"Tus-Resumable": "1.0.0", "Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"}
+    sent = client.patch(f"/v1/uploads/{first['id']}", content=CONTENT[:1000], headers=headers)
+    assert sent.status_code == 204
+    again = send.announce(CONTENT, sha256=SHA256)
+    assert (again["id"], again["offset"]) == (first["id"], 1000)
+    assert again["expires_at"] > first["expires_at"]
+
+
 def test_an_upload_can_be_forgotten(client: TestClient, send: Sender) -> None:
     upload = send.upload(b"x")
     assert client.delete(f"/v1/uploads/{upload['id']}").status_code == 204

@@ -49,7 +49,7 @@ class Watcher:
         while not self._done.wait(0.02):
             for process in psutil.process_iter():
                 self._look(process)
-            for orders in self._work_dir.glob("jobs/*/orders.json"):
+            for orders in self._work_dir.glob("jobs/*/attempts/*/orders.json"):
                 self.orders = orders.read_text()
 
     def _look(self, process: psutil.Process) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from app.db.session import Database
 from app.db.tables import Job, Model, ModelFile, Upload
@@ -46,6 +47,22 @@ def write_tiny_llama(folder: Path, *, layers: int = 2, hidden: int = 64) -> Path
     random = np.random.default_rng(0)
     shapes = _llama_shapes(config)
     save_file({name: _weights(random, shape) for name, shape in shapes.items()}, folder / "model.safetensors")
+    return folder
+
+
+def write_sharded_llama(folder: Path, *, layers: int = 6, hidden: int = 64) -> Path:
+    """Write a Llama as `write_tiny_llama` does, one file per decoder block and one for the rest, with their index."""
+    write_tiny_llama(folder, layers=layers, hidden=hidden)
+    whole = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    files: dict[str, dict[str, np.ndarray]] = {}
+    for name, tensor in whole.items():
+        block = re.match(r"model\.layers\.(\d+)\.", name)
+        files.setdefault(f"model-{int(block[1]) + 1 if block else 0:05}.safetensors", {})[name] = tensor
+    for file, tensors in files.items():
+        save_file(tensors, folder / file, {"format": "pt"})
+    weight_map = {name: file for file, tensors in files.items() for name in tensors}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
 
 
@@ -137,7 +154,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.terminate()
     try:
-        process.wait(20)
+        process.wait(60)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from app.db.tables import JobEvent
 from app.settings import Settings
 from nupes_client.schemas.jobs import JobStatus
 from tests.worker.factory import add_model, wait_for_end, worker_log, worker_process, write_tiny_llama
@@ -71,16 +72,23 @@ def test_each_bad_model_ends_its_job_with_a_reason_and_a_way_out_and_leaves_noth
         assert job.status == JobStatus.SUCCEEDED, job.error
 
 
-def test_a_disk_that_has_no_room_ends_the_job_before_the_work(
+def test_a_disk_that_has_no_room_ends_the_job_before_the_work_after_another_try_later(
     make_settings: Callable[..., Settings], sqlite_url: str, tmp_path: Path
 ) -> None:
     bench = Bench(
-        make_settings(database_url=sqlite_url, poll_s=0.5, min_free_disk_bytes=1 << 60),
+        make_settings(database_url=sqlite_url, poll_s=0.1, min_free_disk_bytes=1 << 60, retry_pause_s=0.25),
         write_tiny_llama(tmp_path / "good"),
     )
     with worker_process(bench.settings):
         job = wait_for_end(bench.database, bench.submit(spec={"evaluation": None}))
+    ends, starts = ([e.created_at for e in bench.events(job.id) if _moved_to(e, to)] for to in ("queued", "running"))
     bench.database.dispose()
     assert job.error is not None
-    assert (job.status, job.error["code"]) == (JobStatus.FAILED, "disk_full")
+    assert (job.status, job.error["code"], job.attempt) == (JobStatus.FAILED, "disk_full", 2)
     assert job.error["hint"]
+    assert job.error["retryable"]
+    assert (starts[1] - ends[1]).total_seconds() >= 2.0
+
+
+def _moved_to(event: JobEvent, to: str) -> bool:
+    return event.type == "status" and event.data["to"] == to

@@ -32,7 +32,7 @@ def settings(make_settings: Callable[..., Settings]) -> Settings:
 
 @pytest.fixture
 def folder(settings: Settings) -> JobFolder:
-    return job_folder(settings.work_dir, "job_1")
+    return job_folder(settings.work_dir, "job_1", 1)
 
 
 @pytest.fixture
@@ -43,7 +43,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def _fetch(settings: Settings, folder: JobFolder, calibration: dict[str, Any] | None) -> list[dict[str, Any]]:
-    folder.prepare({"source": {"type": "upload"}, "files": [], "text_sha256": None, "calibration": calibration})
+    orders = {"source": {"type": "upload"}, "files": [], "text_sha256": None, "finished": []}
+    folder.prepare({**orders, "calibration": calibration})
     env = environment.online(settings, folder)
     command = Command("worker.fetcher", [str(folder.path)], env, folder.path, folder.log)
     events: list[dict[str, Any]] = []
@@ -92,7 +93,7 @@ def test_a_file_of_a_data_set_arrives_whole_and_the_commit_is_recorded(
     assert {path for _, path, _ in hub.requests if "resolve" in path} == {
         f"/datasets/org/d/resolve/{COMMIT}/data/train.txt"
     }
-    assert {path.name for path in folder.path.iterdir()} >= {"calibration", "model"}
+    assert {path.name for path in folder.shared.iterdir()} >= {"calibration", "model"}
     assert not (folder.path / "incoming").exists()
     assert not (folder.scratch / "hub").exists()
 
@@ -185,7 +186,7 @@ def test_a_hub_that_fails_is_worth_another_attempt(settings: Settings, folder: J
 
 def test_a_file_that_is_too_large_is_not_fetched(make_settings: Callable[..., Settings], hub: Hub) -> None:
     settings = make_settings(max_upload_bytes=len(TEXT) - 1)
-    folder = job_folder(settings.work_dir, "job_1")
+    folder = job_folder(settings.work_dir, "job_1", 1)
     hub.add("datasets/org/d", {"a.txt": TEXT})
     error = _error(_fetch(settings, folder, _dataset()))
     assert error["code"] == "calibration_failed"
@@ -195,7 +196,7 @@ def test_a_file_that_is_too_large_is_not_fetched(make_settings: Callable[..., Se
 
 def test_a_file_that_would_fill_the_disk_is_not_fetched(make_settings: Callable[..., Settings], hub: Hub) -> None:
     settings = make_settings(min_free_disk_bytes=1 << 60)
-    folder = job_folder(settings.work_dir, "job_1")
+    folder = job_folder(settings.work_dir, "job_1", 1)
     hub.add("datasets/org/d", {"a.txt": TEXT})
     assert _error(_fetch(settings, folder, _dataset()))["code"] == "disk_full"
     assert not folder.calibration.exists()

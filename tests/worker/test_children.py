@@ -37,7 +37,7 @@ def settings(make_settings: Callable[..., Settings]) -> Settings:
 
 @pytest.fixture
 def folder(settings: Settings) -> JobFolder:
-    return job_folder(settings.work_dir, "job_1")
+    return job_folder(settings.work_dir, "job_1", 1)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def _files(**files: bytes) -> list[dict[str, Any]]:
 
 def _hub_orders(files: list[dict[str, Any]], repo_id: str = "org/m", commit: str = "") -> dict[str, Any]:
     source = {"type": "hub", "repo_id": repo_id, "commit": commit or "1234567890abcdef1234567890abcdef12345678"}
-    return {"source": source, "files": files, "text_sha256": None}
+    return {"source": source, "files": files, "text_sha256": None, "finished": []}
 
 
 def test_hub_files_arrive_whole_with_the_service_s_token_and_nothing_else_stays(
@@ -126,7 +126,7 @@ def test_content_with_another_checksum_or_size_than_promised_is_refused(
 def test_blobs_are_linked_not_copied_and_a_missing_one_is_reported(settings: Settings, folder: JobFolder) -> None:
     blob = open_store(settings).put_stream([WEIGHTS])
     files = [{"path": "model.safetensors", "size": blob.size, "sha256": blob.sha256}]
-    orders = {"source": {"type": "upload"}, "files": files, "text_sha256": None}
+    orders = {"source": {"type": "upload"}, "files": files, "text_sha256": None, "finished": []}
     folder.prepare(orders)
     assert _run(settings, folder, "worker.fetcher")[-1]["type"] == "progress"
     assert (folder.model / "model.safetensors").stat().st_nlink == 2
@@ -138,7 +138,7 @@ def test_blobs_are_linked_not_copied_and_a_missing_one_is_reported(settings: Set
 def test_a_file_name_is_never_a_path(settings: Settings, folder: JobFolder, path: str) -> None:
     blob = open_store(settings).put_stream([SMALL])
     files = [{"path": path, "size": blob.size, "sha256": blob.sha256}]
-    folder.prepare({"source": {"type": "upload"}, "files": files, "text_sha256": None})
+    folder.prepare({"source": {"type": "upload"}, "files": files, "text_sha256": None, "finished": []})
     assert _error(_run(settings, folder, "worker.fetcher"))["code"] == "unsafe_file"
 
 
@@ -232,7 +232,7 @@ _DATA_DRIVEN = QuantizationConfig(optimize="data_driven", calibration=Calibratio
 
 
 def _too_little_data(model: Path) -> dict[str, Any]:
-    JobFolder(model.parent).calibration.write_text("a few words")
+    (model.parent / "calibration").write_text("a few words")
     return _runner_orders(config=_DATA_DRIVEN, calibration={"kind": "upload", "sha256": "0" * 64, "column": "text"})
 
 
@@ -275,7 +275,16 @@ def test_the_runner_says_why_it_can_not(
     assert error["code"] == code, folder.log.read_text()
     assert error["message"]
     assert error["hint"]
-    assert str(folder.path) not in json.dumps(error)
+    assert str(folder.shared) not in json.dumps(error)
+
+
+def test_a_child_whose_log_has_no_room_says_so_all_the_same(settings: Settings, folder: JobFolder) -> None:
+    folder.prepare({})
+    env = environment.offline(settings, folder)
+    events: list[dict[str, Any]] = []
+    command = Command("worker.runner_check", [str(folder.path)], env, folder.path, Path("/dev/full"))
+    assert supervise(command, events.append, lambda: None, 1.0) == 1
+    assert _error(events)["code"] == "internal"
 
 
 def _touched(out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import subprocess
@@ -11,7 +12,9 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from queue import Empty
 
+import psutil
 import pytest
+import redis
 from kombu import Connection, Queue
 from sqlalchemy import func, select, update
 
@@ -20,8 +23,8 @@ from app.db.session import Database
 from app.db.tables import OutboxMessage
 from app.jobs.service import cancel
 from app.queue.broker import consumer_options, queue_name, register_transport
-from app.queue.outbox import SETTLE_S, deliver, sweep
-from app.queue.publisher import BrokerUnavailableError, publish_wake
+from app.queue.outbox import SETTLE_S, WakeUps, deliver, sweep
+from app.queue.publisher import BrokerUnavailableError, Publisher, publish_wake
 from app.settings import Settings
 from tests.app.jobrows import new_job, read_job
 from tests.servers import free_port
@@ -89,6 +92,47 @@ def test_a_delivered_wake_up_is_on_the_broker_and_off_the_outbox(
     job_id = new_job(database)
     assert deliver(database, settings, job_id)
     assert _queued(settings) == [job_id]
+    assert _outbox_size(database) == 0
+    database.dispose()
+
+
+def _own_addresses(server: redis.Redis) -> set[str]:
+    """The addresses by which a Redis, which others may use too, knows the connections of this process."""
+    own = {f"{each.laddr.ip}:{each.laddr.port}" for each in psutil.Process().net_connections() if each.laddr}
+    return own & {each["addr"] for each in server.client_list()}
+
+
+def test_a_publisher_keeps_its_connection_and_survives_the_loss_of_it(
+    make_settings: Callable[..., Settings], redis_url: str
+) -> None:
+    settings = make_settings(broker_url=redis_url)
+    with redis.Redis.from_url(redis_url) as server, Publisher(settings) as publisher:
+        others = _own_addresses(server)
+        publisher.publish("job_1", "cpu")
+        made = _own_addresses(server) - others
+        assert made
+        publisher.publish("job_2", "cpu")
+        assert _own_addresses(server) - others == made
+        for address in made:
+            server.client_kill_filter(addr=address)
+        publisher.publish("job_3", "cpu")
+    assert _queued(settings) == ["job_1", "job_2", "job_3"]
+
+
+def test_wake_ups_of_many_jobs_at_once_reach_the_broker_once_each_and_leave_the_outbox(
+    make_settings: Callable[..., Settings], database_url: str, broker_url: str
+) -> None:
+    settings = make_settings(database_url=database_url, broker_url=broker_url)
+    database = Database(settings.resolved_database_url)
+    job_ids = [new_job(database) for _ in range(12)]
+    wake_ups = WakeUps(database, settings)
+
+    async def deliver_all() -> None:
+        await asyncio.gather(*(wake_ups.deliver(job_id) for job_id in job_ids))
+
+    asyncio.run(deliver_all())
+    wake_ups.close()
+    assert sorted(_queued(settings)) == sorted(job_ids)
     assert _outbox_size(database) == 0
     database.dispose()
 

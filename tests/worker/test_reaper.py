@@ -19,7 +19,7 @@ from app.settings import Settings
 from nupes_client.schemas.jobs import JobStatus
 from tests.app.jobrows import new_job, read_job
 from worker.claims import claim_next
-from worker.heartbeat import beat
+from worker.heartbeat import SlotFacts, beat
 from worker.identity import is_gone, new_worker_id
 from worker.reaper import FORGET_WORKERS_S, forget_workers, reap, remove_folders
 from worker.workfolder import job_folder
@@ -129,14 +129,14 @@ def test_work_folders_of_ended_and_deleted_jobs_are_removed_and_no_others(
     ended, waiting = new_job(database), new_job(database)
     _cancel(database, ended)
     for job_id in (ended, waiting, "job_deleted"):
-        job_folder(settings.work_dir, job_id).prepare({})
+        job_folder(settings.work_dir, job_id, 1).prepare({})
     assert remove_folders(database, settings.work_dir) == sorted([ended, "job_deleted"])
     assert [path.name for path in (settings.work_dir / "jobs").iterdir()] == [waiting]
 
 
 def test_a_worker_reports_in_and_is_forgotten_after_long_silence(database: Database) -> None:
-    beat(database, "w1", "cpu", None)
-    beat(database, "w1", "cpu", "job_1")
+    beat(database, SlotFacts("w1", "cpu", 1 << 30), None)
+    beat(database, SlotFacts("w1", "cpu", 1 << 30), "job_1")
     with database.read() as session:
         worker = session.scalars(select(Worker)).one()
         assert (worker.id, worker.job_id) == ("w1", "job_1")

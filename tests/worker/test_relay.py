@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from app.db.session import Database
 from app.db.tables import Job
-from app.jobs import outcomes
+from app.jobs import outcomes, repository
 from app.jobs.metrics import read_metrics
 from app.settings import Settings
 from nupes_client.schemas.jobs import JobPhase
@@ -137,3 +137,14 @@ def test_a_flood_of_points_is_cut_into_lines_that_can_be_read(tmp_path: Path) ->
     lengths = [len(each["points"]) for each in messages(tmp_path, "flood")]
     assert sum(lengths) == 3 * MOST_POINTS
     assert max(lengths) <= MOST_POINTS
+
+
+def test_a_child_that_talks_without_end_fills_no_log(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.relay.MAX_LINES", 3)
+    job_id = new_job(database)
+    relay = Relay(database, job_id, claim(database, job_id))
+    for number in range(9):
+        relay({"type": "log", "level": "info", "message": f"line {number}"})
+    with database.read() as session:
+        lines = [event.data["message"] for event in repository.events_of_types(session, job_id, ["log"])]
+    assert lines == ["line 0", "line 1", "further lines are left out"]

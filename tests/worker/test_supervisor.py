@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ import psutil
 import pytest
 
 from tests.worker.factory import REPOSITORY, wait_for
-from worker.child import Command
-from worker.supervisor import Stop, StoppedError, supervise
+from worker.child import Child, Command, Network
+from worker.isolation import isolation
+from worker.supervisor import Stop, StoppedError, attend, supervise
 
 Event = dict[str, Any]
 
@@ -124,3 +128,56 @@ def test_a_child_dies_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
         supervisor.wait()
     pid = int(pid_file.read_text())
     wait_for(lambda: not _runs(pid), 5, "end of the child")
+
+
+@pytest.mark.parametrize("network", ["shared", "none"])
+def test_a_child_without_network_reaches_no_listener_of_this_machine_and_can_not_go_back(
+    tmp_path: Path, network: Network
+) -> None:
+    events: list[Event] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command = _command(tmp_path, "connect", str(listener.getsockname()[1]))
+        status = supervise(replace(command, network=network), events.append, lambda: None, 0.3)
+    if network == "shared":
+        assert (status, events[0]["connected"]) == (0, True)
+    elif isolation() == "namespace":
+        assert (status, events[0]["connected"], events[0]["went_back"]) == (0, False, False)
+        assert events[0]["why"] == errno.ENETUNREACH
+    else:  # not started rather than started with a network
+        assert (status, events) == (1, [])
+
+
+def test_a_child_without_network_dies_with_its_supervisor_too(tmp_path: Path) -> None:
+    network: Network = "none" if isolation() == "namespace" else "shared"
+    code = SUPERVISOR.replace('folder / "log")', f'folder / "log", network="{network}")')
+    assert code != SUPERVISOR
+    supervisor = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY)
+    pid_file = tmp_path / "pid"
+    try:
+        wait_for(lambda: pid_file.is_file() and pid_file.read_text(), 20, "start of the child")
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+    wait_for(lambda: not _runs(int(pid_file.read_text())), 5, "end of the child")
+
+
+def test_a_file_can_not_grow_far_beyond_the_plan(tmp_path: Path) -> None:
+    events: list[Event] = []
+    command = _command(tmp_path, "write_much", str(tmp_path / "large"))
+    assert supervise(command, events.append, lambda: None, 0.3) == 0
+    assert [event["message"] for event in events] == ["a file grew far beyond what was planned for the job"]
+    assert (tmp_path / "large").stat().st_size == 1 << 20
+
+
+def test_a_child_that_is_told_what_to_do_lives_on_until_it_is_closed(tmp_path: Path) -> None:
+    events: list[Event] = []
+    child = Child(replace(_command(tmp_path, "answer"), told=True))
+    statuses = []
+    for line in ("first", "second", "fail"):
+        child.tell(line)
+        statuses.append(attend(child, events.append, lambda: None, 0.3))
+    child.tell("to nobody")
+    child.close()
+    assert statuses == [0, 0, 1]
+    assert [event["answer"] for event in events] == ["first", "second", "fail"]
+    assert len({event["pid"] for event in events}) == 1

@@ -36,7 +36,8 @@ from tests.worker.factory import (
     worker_process,
     write_tiny_llama,
 )
-from worker.workfolder import job_folder
+from worker.isolation import isolation
+from worker.workfolder import job_home
 
 STARTED_S = 30
 LONG_TEXT = "It was the best of times, it was the worst of times. " * 40_000
@@ -85,12 +86,13 @@ class Bench:
 
     def children(self, job_id: str, module: str = "-m") -> list[psutil.Process]:
         """Processes that work in the job's folder."""
-        folder = str(job_folder(self.settings.work_dir, job_id).path)
+        folder = str(job_home(self.settings.work_dir, job_id))
         found = []
         for process in psutil.process_iter():
             try:
                 command = process.cmdline()
-                if folder in command and module in command and process.status() != psutil.STATUS_ZOMBIE:
+                mine = module in command and any(word.startswith(folder) for word in command)
+                if mine and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except psutil.Error:
                 continue
@@ -232,7 +234,7 @@ def test_a_running_job_is_cancelled_within_five_seconds_and_leaves_no_process(be
         assert job.finished_at is not None
         assert (job.finished_at - asked).total_seconds() < 5
         assert bench.children(job_id) == []
-        folder = job_folder(bench.settings.work_dir, job_id).path
+        folder = job_home(bench.settings.work_dir, job_id)
         wait_for(lambda: not folder.exists(), 10, "removal of the work folder")
 
 
@@ -240,7 +242,10 @@ def test_a_job_whose_runner_is_killed_resumes_from_its_committed_tensors(bench: 
     with worker_process(bench.settings):
         job_id = bench.submit_busy()
         runner = bench.wait_for_phase(job_id, "evaluating")
-        pieces = job_folder(bench.settings.work_dir, job_id).pieces
+        assert bench.workers()[0].isolation == isolation()
+        outside = Path("/proc/self/ns/net").readlink()
+        assert (Path(f"/proc/{runner}/ns/net").readlink() == outside) == (isolation() == "environment")
+        pieces = job_home(bench.settings.work_dir, job_id) / "pieces"
         before = {path.name: path.stat().st_mtime_ns for path in pieces.rglob("*.safetensors")}
         assert len(before) == 14
         os.kill(runner, signal.SIGKILL)
@@ -316,3 +321,37 @@ def test_an_idle_worker_is_cheap_and_loads_no_torch(embedded: Bench) -> None:
 
 def _cpu_seconds(family: list[psutil.Process]) -> float:
     return sum(each.cpu_times().user + each.cpu_times().system for each in family)
+
+
+def test_a_worker_told_to_end_finishes_its_job_when_that_takes_no_longer_than_the_grace_time(bench: Bench) -> None:
+    patient = bench.settings.model_copy(update={"drain_grace_s": 120.0})
+    with worker_process(Settings.model_validate(patient.model_dump(exclude_unset=True))) as process:
+        job_id = bench.submit(spec={"evaluation": None})
+        wait_for(lambda: bench.job(job_id).status == JobStatus.RUNNING, STARTED_S, "claim")
+        process.terminate()
+        wait_for(lambda: [each for each in bench.workers() if each.draining], 10, "the worker says that it drains")
+        later = bench.submit(spec={"evaluation": None})
+        process.wait(120)
+    job = bench.job(job_id)
+    assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 1), (job.error, worker_log(bench.settings))
+    assert (bench.job(later).status, bench.job(later).attempt) == (JobStatus.QUEUED, 0)
+    assert bench.workers() == []
+
+
+@pytest.mark.parametrize("taken", ["by message", "by look at the table"])
+def test_a_worker_whose_whole_group_is_told_to_end_gives_its_job_back_at_once_whatever_the_grace_time(
+    embedded: Bench, taken: str
+) -> None:
+    changes: dict[str, object] = {"drain_grace_s": 300.0}
+    if taken == "by look at the table":  # in a thread, while the main one would wait
+        changes["broker_url"] = f"redis://127.0.0.1:{free_port()}/0"
+    embedded.settings = Settings.model_validate(embedded.settings.model_dump(exclude_unset=True) | changes)
+    with worker_process(embedded.settings) as process:
+        job_id = embedded.submit_busy()
+        embedded.wait_for_runner(job_id)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+    job = embedded.job(job_id)
+    assert (job.status, job.attempt, job.lease_owner) == (JobStatus.QUEUED, 0, None), worker_log(embedded.settings)
+    assert embedded.children(job_id) == []
+    assert embedded.workers() == []

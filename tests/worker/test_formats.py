@@ -1,0 +1,61 @@
+"""A job that writes formats with codes of their own: each artifact is measured, checked and published for itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from app.db.tables import Artifact
+from app.settings import Settings
+from app.storage import open_store
+from nupes_client.schemas.jobs import JobResult, JobStatus
+from tests.worker.factory import add_text, wait_for_end, worker_log, worker_process, write_tiny_llama
+from tests.worker.test_worker import Bench
+
+
+@pytest.fixture
+def bench(make_settings: Callable[..., Settings], sqlite_url: str, tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(make_settings(database_url=sqlite_url), write_tiny_llama(tmp_path / "model"))
+    yield bench
+    bench.database.dispose()
+
+
+def test_every_format_of_a_job_has_figures_of_its_own(bench: Bench) -> None:
+    formats = ["nupes", "compressed-tensors", "dense", "gguf"]
+    text = add_text(bench.database, bench.settings, bench.tenant_id)
+    evaluation = {"metrics": ["fidelity", "perplexity"], "text": {"upload_id": text}, "context": 64}
+    with worker_process(bench.settings):
+        weights = {"bits": 4, "group_size": 32}
+        job_id = bench.submit(spec={"evaluation": evaluation, "formats": formats, "weights": weights})
+        job = wait_for_end(bench.database, job_id)
+        assert job.status == JobStatus.SUCCEEDED, (job.error, worker_log(bench.settings))
+    result = JobResult.model_validate(job.result)
+    assert [each.format for each in result.formats] == formats
+    native, packed, dense, container = result.formats
+    assert (native.bytes_after, native.metrics) == (result.bytes_after, result.metrics)
+    assert dense.metrics == native.metrics
+    assert native.bits_per_weight < packed.bits_per_weight < dense.bits_per_weight
+    assert container.bits_per_weight == 4.5
+    kl = [each.metrics.quantized.kl for each in (native, container, packed) if each.metrics]
+    losses = [each for each in kl if each is not None]
+    assert len(losses) == 3
+    assert 0 < losses[0] < min(losses[1:]), "the power grid loses less than the uniform ones"
+    for each in result.formats:
+        manifest = json.loads(_read(bench, job_id, each.format, "manifest.json"))
+        assert each.metrics is not None
+        assert manifest["metrics"]["quantized"]["kl"] == each.metrics.quantized.kl
+    said = [event.data["message"] for event in bench.events(job_id) if event.type == "log"]
+    assert all(any(f"{name}: " in line and "one forward pass" in line for line in said) for name in formats)
+    fractions = [event.data["fraction"] for event in bench.events(job_id) if event.type == "progress"]
+    assert fractions == sorted(fractions)
+
+
+def _read(bench: Bench, job_id: str, format_name: str, path: str) -> bytes:
+    with bench.database.read() as session:
+        statement = select(Artifact.sha256).filter_by(job_id=job_id, format=format_name, path=path)
+        sha256 = session.scalars(statement).one()
+    return b"".join(open_store(bench.settings).open(sha256))
