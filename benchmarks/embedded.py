@@ -63,7 +63,8 @@ def dispatch(client: Client, jobs: int) -> dict[str, float]:
     model = client.models.from_folder(REPOSITORY / "examples" / "booklm")
     delays = []
     for number in range(jobs):
-        job = client.jobs.create(JobCreate(model=ModelRef(id=model.id), evaluation=None, name=f"dispatch {number}"))
+        wish = JobCreate(model=ModelRef(id=model.id), evaluation=None, name=f"dispatch {number}", cache=False)
+        job = client.jobs.create(wish)
         while (state := client.jobs.get(job.id)).status is JobStatus.QUEUED:
             time.sleep(0.05)
         first, *rest = client.jobs.past_events(job.id)

@@ -52,6 +52,11 @@ def write_results(name: str, data: dict[str, Any], markdown: str) -> None:
     (RESULTS / f"{name}.md").write_text(f"{markdown.rstrip()}\n\n{footer}")
 
 
+def markdown_table(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Lay out a table in Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (names, ("---",) * len(names), *rows))
+
+
 def _commit() -> str:
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]

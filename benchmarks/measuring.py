@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import markdown_table
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -178,11 +179,6 @@ def subjects(assets: Path) -> list[Subject]:
         # no setting was chosen by looking at this text
         Subject("booklm-wikitext", booklm, wikitext, 40_000, valid),
     ]
-
-
-def markdown_table(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Lay out a table in Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (names, ("---",) * len(names), *rows))
 
 
 def row_table(rows: list[Row]) -> str:

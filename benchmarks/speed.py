@@ -23,13 +23,14 @@ import torch
 from calibrated_peers import CACHE
 from machine import RESULTS, describe, write_results
 from measuring import REPOSITORY, calibration_tokens, markdown_table, subjects
-from quality import nupes_configs
+from quality import QUICK_STEPS, nupes_configs
 from safetensors.torch import save_file
 
 from nupes_core.plan import plan_folder
 
 BOOKLM = REPOSITORY / "examples/booklm"
 PEERS = ("AutoRound", "GPTQ")
+METHOD = f"NUPES, data-driven, {QUICK_STEPS} steps"
 GOAL = 3.0
 """Times faster than AutoRound, at lower perplexity."""
 GIB = 2**30
@@ -44,7 +45,7 @@ def data_free(_given: argparse.Namespace) -> dict[str, Any]:
 
 def driven(given: argparse.Namespace) -> dict[str, Any]:
     """Quantize booklm on data in a process with a clock on each stage, as benchmarks/quality.py does."""
-    config = nupes_configs(given.bits)["NUPES, data-driven"][1]
+    config = nupes_configs(given.bits)[METHOD][1]
     subject = next(each for each in subjects(Path(os.environ["NUPES_ASSETS"])) if each.name == "booklm")
     with tempfile.TemporaryDirectory() as name:
         tokens = Path(name) / "tokens.safetensors"
@@ -105,7 +106,7 @@ def driven_text(figures: dict[str, Any]) -> str:
     )
     bits, millions = figures["bits"], figures["quantized_params"] / 1e6
     quality = perplexities(bits)
-    ours = {"NUPES, data-driven": {"seconds": figures["wall_seconds"], "processor_seconds": total}}
+    ours = {METHOD: {"seconds": figures["wall_seconds"], "processor_seconds": total}}
     peers = kept_peers(bits)
     rows = [
         (
@@ -139,8 +140,8 @@ def verdict(processor: float, peers: dict[str, dict[str, float]], quality: dict[
     if "AutoRound" not in peers:
         return "AutoRound has no kept result."
     times = peers["AutoRound"]["processor_seconds"] / processor
-    both = "NUPES, data-driven" in quality and "AutoRound" in quality
-    better = both and quality["NUPES, data-driven"] < quality["AutoRound"]
+    both = METHOD in quality and "AutoRound" in quality
+    better = both and quality[METHOD] < quality["AutoRound"]
     shown = "perplexity not compared yet" if not both else ("lower perplexity" if better else "no lower perplexity")
     met = "met" if times >= GOAL and better else "not met"
     return f"{times:.1f} times faster than AutoRound, {shown}; goal ({GOAL:.0f} times, lower perplexity) {met}."

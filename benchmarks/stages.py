@@ -29,12 +29,14 @@ STAGES = {
     "nupes_core.datadriven.folder": {"open_blocks": "opening", "trace_chain": "running the streams"},
     "nupes_core.datadriven.walk": {"run_block": "running the streams"},
     "nupes_core.datadriven.blocksource": {"StreamedBlocks.materialize": "reading blocks"},
-    "nupes_core.datadriven.quantizeunit": {
+    "nupes_core.datadriven.start": {
         "quantize_weight": "search",
-        "SecondMoments.collect": "moments",
         "inverse_factor": "error feedback",
         "feed_back": "error feedback",
         "descend": "coordinate descent",
+    },
+    "nupes_core.datadriven.quantizeunit": {
+        "SecondMoments.collect": "moments",
         "train": "training",
         "_UnitWork._held_out_loss": "held-out checks",
     },

@@ -55,7 +55,7 @@ without are not affected.
 
 Data-driven rows learn without labels: {training.steps} steps of {training.batch_size} images a block on {calibration}
 training images, or {coded.steps} steps on {learning} where activations are coded; learning rate
-{training.learning_rate}. An eighth of the images is not trained on; the state with the least loss there is kept. Unseen
+{training.learning_rate}. A part of the images is not trained on; the state with the least loss there is kept. Unseen
 KL is that on {unseen} further training images, which no method sees: what to choose variants by. The
 AdaRound-style row is the same trainer on a uniform grid: codes are learnt, scales and exponents are not, from the
 search without error feedback. Unlike with AdaRound, codes may move by more than one step.
