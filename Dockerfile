@@ -19,6 +19,7 @@ COPY migrations migrations
 COPY worker worker
 COPY nupes_core nupes_core
 
+# The build backend fetches the dashboard's third-party code from npm, with a Node of its own.
 FROM build AS build-api
 # hadolint ignore=DL3013
 RUN pip install '.[server]'

@@ -16,17 +16,17 @@ from app.storage import BlobStore
 __all__ = ["Database_", "ReadSession", "Settings_", "Store", "WriteSession", "after_commit"]
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-def _database(request: Request) -> Database:
+async def _database(request: Request) -> Database:
     database: Database = request.app.state.database
     return database
 
 
-def _store(request: Request) -> BlobStore:
+async def _store(request: Request) -> BlobStore:
     store: BlobStore = request.app.state.store
     return store
 

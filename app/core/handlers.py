@@ -21,7 +21,7 @@ from app.core.problems import (
     ValidationProblem,
     problem_response,
 )
-from app.storage.errors import BlobNotFoundError, DiskFullError, StorageError
+from app.storage.errors import BlobNotFoundError, DiskFullError, PartialBusyError, StorageError
 from nupes_client.schemas.problems import FieldError
 from nupes_core.errors import NupesError
 
@@ -59,7 +59,8 @@ def internal_error() -> ProblemError:
     )
 
 
-def _from_http(exception: HTTPException) -> ProblemError:
+def from_http(exception: HTTPException) -> ProblemError:
+    """The problem of what the framework refuses."""
     status = exception.status_code
     title = HTTPStatus(status).phrase
     code = _CODES.get(status, title.lower().replace(" ", "_").replace("-", "_"))
@@ -117,17 +118,30 @@ def _unstorable() -> ProblemError:
     return ValidationProblem("a value can not be stored: it holds characters that are not allowed")
 
 
+def _from_busy_partial(_: PartialBusyError) -> ProblemError:
+    return ProblemError(
+        423,
+        "upload_busy",
+        "Locked",
+        "another request appends to this upload",
+        hint="Wait for its end, then ask with HEAD how far the upload is.",
+        retryable=True,
+        headers={"Retry-After": "1"},
+    )
+
+
 def _from_missing_blob(exception: BlobNotFoundError) -> ProblemError:
     return ProblemError(410, "content_gone", "Gone", str(exception), hint="The bytes were deleted; send them again.")
 
 
 PROBLEMS: dict[type[Exception], Callable[[Any], ProblemError]] = {
     ProblemError: lambda exception: exception,
-    HTTPException: _from_http,
+    HTTPException: from_http,
     RequestValidationError: _from_validation,
     NupesError: _from_core,
     DiskFullError: lambda exception: DiskFullProblem(str(exception)),
     BlobNotFoundError: _from_missing_blob,
+    PartialBusyError: _from_busy_partial,
     StorageError: lambda exception: UnavailableError("storage_unavailable", str(exception)),
     OperationalError: lambda _: UnavailableError("database_unavailable", "the database does not answer"),
     PoolTimeoutError: lambda _: UnavailableError("overloaded", "all database connections are in use"),

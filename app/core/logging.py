@@ -13,7 +13,9 @@ import structlog
 from app.settings import Settings
 
 _SECRET_NAMES = re.compile(r"authorization|secret|token|password|pepper|api_key|cookie", re.IGNORECASE)
-_SECRET_VALUES = re.compile(r"nupes_[0-9a-z]{26}_[0-9A-Za-z]+|hf_[0-9A-Za-z]{16,}|://[^/\s:@]*:[^/\s@]+@")
+_SECRET_VALUES = re.compile(
+    r"nupes_[0-9a-z]{26}_[0-9A-Za-z]+|whsec_[0-9A-Za-z+/=]+|hf_[0-9A-Za-z]{16,}|://[^/\s:@]*:[^/\s@]+@"
+)
 _HIDDEN = "[hidden]"
 
 _WARN_ONLY = (

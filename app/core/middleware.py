@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import structlog
@@ -12,13 +13,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.core import tracing
 from app.core.handlers import internal_error
 from app.core.ids import new_id
 from app.core.problems import TooLargeError, problem_response
 
 REQUEST_ID_HEADER = "X-Request-Id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
-_RAW_BODY = re.compile(r"/v1/uploads/[^/]+/content")
+_RAW_BODIES = {
+    "PUT": re.compile(r"/v1/uploads/[^/]+/content"),
+    "PATCH": re.compile(r"/v1/uploads/[^/]+"),
+    "POST": re.compile(r"/v1/uploads"),
+}
+_RAW_TYPES = frozenset({"application/offset+octet-stream"})
 _QUIET = frozenset({"/livez", "/readyz", "/metrics"})
 
 log = structlog.get_logger("app.access")
@@ -37,7 +44,7 @@ class RequestContextMiddleware:
             return
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with structlog.contextvars.bound_contextvars(request_id=request_id), _request_span(scope, request_id):
             await self._serve(scope, receive, send, request_id)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
@@ -48,7 +55,10 @@ class RequestContextMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = request_id
+                if rate := scope["state"].get("rate"):
+                    headers.update(rate.headers())
             await send(message)
 
         try:
@@ -67,6 +77,16 @@ def _request_id(scope: Scope) -> str:
     return given if _REQUEST_ID.fullmatch(given) else new_id("req")
 
 
+def _request_span(scope: Scope, request_id: str) -> AbstractContextManager[Any]:
+    """Named by the method alone: a path holds ids, and there must be few names."""
+    if not tracing.is_on() or scope["path"] in _QUIET:
+        return nullcontext()
+    given = Headers(scope=scope).get("traceparent")
+    return tracing.span(
+        scope["method"], parent=given, kind="server", **{"url.path": scope["path"], "nupes.request_id": request_id}
+    )
+
+
 def _log_access(scope: Scope, status: int, seconds: float) -> None:
     """One line a request. The query is left out: a signed link carries its signature there."""
     level = log.debug if scope["path"] in _QUIET else log.info
@@ -81,6 +101,14 @@ def _log_access(scope: Scope, status: int, seconds: float) -> None:
     )
 
 
+def _is_streamed(scope: Scope) -> bool:
+    path = _RAW_BODIES.get(scope["method"])
+    if path is None or not path.fullmatch(scope["path"]):
+        return False
+    headers = Headers(scope=scope)
+    return scope["method"] != "POST" or ("tus-resumable" in headers and headers.get("content-type") in _RAW_TYPES)
+
+
 class BodyLimitMiddleware:
     """Refuses bodies over `limit` bytes, by their announced length or once they grow past it.
 
@@ -93,7 +121,7 @@ class BodyLimitMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] != "http" or (scope["method"] == "PUT" and _RAW_BODY.fullmatch(scope["path"])):
+        if scope["type"] != "http" or _is_streamed(scope):
             await self.app(scope, receive, send)
             return
         length = Headers(scope=scope).get("content-length", "0")

@@ -9,10 +9,13 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from app.core.links import add_links
 from app.core.problems import MEDIA_TYPE
 from nupes_client.schemas.problems import Problem
 
 _METHODS = frozenset({"get", "put", "post", "delete", "patch", "head", "options"})
+_OWN_PHRASES = {460: "Checksum Mismatch"}
+"""Statuses of protocols that the registry of HTTP does not know: 460 is of tus."""
 _REF = {"$ref": "#/components/schemas/Problem"}
 _TITLE = "NUPES"
 _DESCRIPTION = (
@@ -27,7 +30,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _problem(status: int) -> dict[str, Any]:
-    return {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": _REF}}}
+    phrase = _OWN_PHRASES.get(status) or HTTPStatus(status).phrase
+    return {"description": phrase, "content": {MEDIA_TYPE: {"schema": _REF}}}
 
 
 def install(app: FastAPI) -> None:
@@ -52,6 +56,7 @@ def _build(app: FastAPI) -> dict[str, Any]:
     for path, operation in _operations(document):
         for status in _common(path, operation):
             operation["responses"].setdefault(str(status), _problem(status))
+    add_links(document)
     return document
 
 
@@ -67,7 +72,7 @@ def _common(path: str, operation: dict[str, Any]) -> list[int]:
     operation["responses"].pop("422", None)
     statuses = [413, 500, 503]
     if operation.get("security"):
-        statuses += [401, 403]
+        statuses += [401, 403, 429]
     if "{" in path:
         statuses.append(404)
     if operation.get("parameters") or operation.get("requestBody"):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query
 from sqlalchemy import Select
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.orm import QueryableAttribute, Session
 
 from app.core.problems import ValidationProblem
 
@@ -27,7 +27,7 @@ class PageQuery:
     after: str | None
 
 
-def _page_query(
+async def _page_query(
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Rows per page.")] = 50,
     cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")] = None,
 ) -> PageQuery:
@@ -38,14 +38,14 @@ PageParams = Annotated[PageQuery, Depends(_page_query)]
 
 
 def paginate(
-    session: Session, statement: Select[T], id_column: InstrumentedAttribute[str], params: PageQuery
+    session: Session, statement: Select[T], id_column: QueryableAttribute[str], params: PageQuery
 ) -> tuple[list[T], str | None]:
     """Return one page of `statement`, newest first, and the cursor of the next (None on the last).
 
     Args:
         session: where to read.
         statement: selects the entity, filtered by tenant and whatever the caller asked for; not ordered, not limited.
-        id_column: a column of sortable ids.
+        id_column: the entity's sortable `id`, or a column that equals it and by which the rows are found sooner.
         params: from the request.
     """
     if params.after is not None:
@@ -54,11 +54,11 @@ def paginate(
     if len(rows) <= params.limit:
         return rows, None
     rows = rows[: params.limit]
-    return rows, _encode(_id_of(rows[-1], id_column))
+    return rows, _encode(_id_of(rows[-1]))
 
 
-def _id_of(row: Any, id_column: InstrumentedAttribute[str]) -> str:
-    return str(getattr(row, id_column.key))
+def _id_of(row: Any) -> str:
+    return str(row.id)
 
 
 def _encode(identifier: str) -> str:

@@ -106,15 +106,21 @@ class TooLargeError(ProblemError):
 
 
 class UnauthorizedError(ProblemError):
-    """No key, or none that this service knows."""
+    """No key, none that this service knows, or one whose time is over."""
 
-    def __init__(self, detail: str) -> None:
+    def __init__(
+        self,
+        detail: str,
+        *,
+        code: str = "unauthorized",
+        hint: str = "Send `Authorization: Bearer nupes_…`; `nupes up` prints a key.",
+    ) -> None:
         super().__init__(
             401,
-            "unauthorized",
+            code,
             "Unauthorized",
             detail,
-            hint="Send `Authorization: Bearer nupes_…`; `nupes up` prints a key.",
+            hint=hint,
             headers={"WWW-Authenticate": 'Bearer realm="nupes"'},
         )
 
@@ -129,6 +135,21 @@ class ForbiddenError(ProblemError):
             "Forbidden",
             f"this key lacks the scope {scope!r}",
             hint="Use a key that has it; a key with `keys:manage` can make one.",
+        )
+
+
+class TooManyRequestsError(ProblemError):
+    """A limit in time: of requests, of failed authentications, of jobs."""
+
+    def __init__(self, code: str, detail: str, *, retry_after_s: int, hint: str | None = None) -> None:
+        super().__init__(
+            429,
+            code,
+            "Too many requests",
+            detail,
+            hint=hint or f"Try again in {retry_after_s} seconds; GET /v1/usage shows all limits.",
+            retryable=True,
+            headers={"Retry-After": str(retry_after_s)},
         )
 
 

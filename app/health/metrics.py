@@ -15,8 +15,10 @@ from app.core.clock import now
 from app.health import repository
 from app.settings import Settings
 from app.storage import BlobStore
+from app.workers.repository import queues
 from app.workers.service import status_of
 from nupes_client.schemas.jobs import JobStatus
+from nupes_client.schemas.webhooks import DeliveryStatus
 from nupes_core import __version__
 
 
@@ -45,6 +47,7 @@ class _ServiceCollector(Collector):
         yield from self._queues()
         yield self._workers()
         yield from self._outbox()
+        yield from self._webhooks()
         yield _gauge("nupes_expired_leases", "Running jobs whose worker is gone.", self._expired_leases())
         for name, count in repository.totals(self.session).items():
             yield _gauge(f"nupes_{name}", f"Number of {name}.", count)
@@ -61,7 +64,7 @@ class _ServiceCollector(Collector):
     def _queues(self) -> Iterator[Metric]:
         depth = GaugeMetricFamily("nupes_queue_depth", "Jobs that wait.", labels=["device_class"])
         age = GaugeMetricFamily("nupes_queue_oldest_seconds", "Age of the oldest waiting job.", labels=["device_class"])
-        for device_class, count, oldest in repository.queues(self.session):
+        for device_class, count, oldest in queues(self.session):
             depth.add_metric([device_class], count)
             age.add_metric([device_class], self._age(oldest))
         yield depth
@@ -81,6 +84,17 @@ class _ServiceCollector(Collector):
         count, oldest = repository.outbox(self.session)
         yield _gauge("nupes_outbox_messages", "Wake-ups the broker has not taken.", count)
         yield _gauge("nupes_outbox_oldest_seconds", "Age of the oldest of them.", self._age(oldest))
+
+    def _webhooks(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily("nupes_webhook_deliveries", "Messages to webhooks by status.", labels=["status"])
+        counts = repository.deliveries_by_status(self.session)
+        for status in DeliveryStatus:
+            family.add_metric([status.value], counts.get(status.value, 0))
+        yield family
+        overdue = self._age(repository.oldest_due_delivery(self.session, self.moment))
+        yield _gauge("nupes_webhook_overdue_seconds", "How long the oldest message that could be sent waits.", overdue)
+        disabled = repository.disabled_webhooks(self.session)
+        yield _gauge("nupes_webhooks_disabled", "Webhooks switched off because their receiver fails.", disabled)
 
     def _expired_leases(self) -> int:
         return repository.expired_leases(self.session, self.moment)

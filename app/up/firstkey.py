@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from sqlalchemy import select
 
-from app.core.security import hash_secret, load_pepper
+from app.audit.service import record_command
+from app.core.secret_key import load_pepper
+from app.core.security import hash_secret, is_open
 from app.db.session import Database
 from app.db.tables import ApiKey
 from app.keys.service import DEFAULT_TENANT, add_key, ensure_tenant
 from app.settings import Settings
+from nupes_client.schemas.audit import AuditAction
 
 KEY_NAME = "nupes up"
 SCOPES = ("admin",)
@@ -21,7 +24,7 @@ def usable(database: Database, settings: Settings, secret: str | None) -> bool:
     hashed = hash_secret(secret, load_pepper(settings))
     with database.read() as session:
         key = session.scalars(select(ApiKey).where(ApiKey.secret_hash == hashed)).one_or_none()
-    return key is not None and key.revoked_at is None
+    return key is not None and is_open(key)
 
 
 def make_key(database: Database, settings: Settings) -> str:
@@ -29,4 +32,6 @@ def make_key(database: Database, settings: Settings) -> str:
     pepper = load_pepper(settings)
     with database.write() as session:
         tenant = ensure_tenant(session, DEFAULT_TENANT)
-        return add_key(session, pepper, tenant.id, KEY_NAME, SCOPES)[1]
+        key, secret = add_key(session, pepper, tenant.id, KEY_NAME, SCOPES)
+        record_command(session, tenant.id, AuditAction.KEY_CREATED, key.id)
+        return secret

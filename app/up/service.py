@@ -23,6 +23,7 @@ from app.up.children import Family, Program
 from app.up.firstkey import make_key, usable
 from app.up.folder import CURL_CONFIG, FolderLock, UpError, leave_for_clients, prepare, write_ready_file
 from app.up.readiness import api_answers, workers_alive
+from app.workers.memory import usable_memory
 from nupes_client.credentials import FILE_NAME, Credentials, load
 
 READY_S = 90.0
@@ -103,9 +104,10 @@ class Service:
         serve = [sys.executable, "-P", "-m", "app.up.serve", str(listener.fileno())]
         names = ["worker"] if self._workers == 1 else [f"worker {index + 1}" for index in range(self._workers)]
         work = [sys.executable, "-P", "-m", "worker"]
+        share = self._settings.memory_bytes or usable_memory(self._settings) // max(self._workers, 1)
         return [
             Program("api", serve, environment, descriptors=[listener.fileno()]),
-            *(Program(name, work, environment) for name in names),
+            *(Program(name, work, environment | {"NUPES_MEMORY_BYTES": str(share)}) for name in names),
         ]
 
     def _credentials(self, database: Database, url: str) -> tuple[Credentials, bool]:
