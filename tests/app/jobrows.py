@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from sqlalchemy.orm import Session
 
 from app.core.ids import new_id
 from app.db.session import Database
@@ -39,13 +42,22 @@ def add_model(database: Database, tenant_id: str, **columns: Any) -> str:
     return model.id
 
 
-def add_job(database: Database, tenant_id: str, model_id: str, **columns: Any) -> str:
+def add_job(
+    database: Database,
+    tenant_id: str,
+    model_id: str,
+    beside: Callable[[Session, Job], None] | None = None,
+    **columns: Any,
+) -> str:
+    """Add a queued job and, in the same transaction, what `beside` writes: a worker sees both or neither."""
     spec = columns.pop("spec", {"evaluation": None})
     config = JobSpec.model_validate({"model": {"id": model_id}, **spec}).model_dump(mode="json")
     defaults = {"config": config, "config_hash": "0" * 64, "labels": {}}
     job = Job(tenant_id=tenant_id, model_id=model_id, **{**defaults, **columns})
     with database.write() as session:
         transitions.create(session, job)
+        if beside is not None:
+            beside(session, job)
     return job.id
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from app.db.tables import Artifact, Job, JobShard, JobShardFile
 from app.jobs import shards
@@ -54,11 +55,14 @@ both_stacks = pytest.mark.parametrize(
 """The claims are tested on both databases in tests/app/test_shards.py; here whole workers are."""
 
 
-def submit_sharded(bench: Bench, model: Path, spec: dict[str, Any] = SPEC, **columns: Any) -> str:
-    """Queue a job with a row for each file, as the API does."""
-    job_id = add_job(bench.database, bench.tenant_id, bench.model_id, spec=spec, **columns)
-    with bench.database.write() as session:
-        shards.add(session, session.get_one(Job, job_id), plan_folder(model, QuantizationConfig()).shards())
+def submit_sharded(bench: Bench, model: Path, first: ShardStatus = ShardStatus.QUEUED) -> str:
+    """Queue a job with a row for each file, as the API does; the first file's row has the status `first`."""
+
+    def add_files(session: Session, job: Job) -> None:
+        shards.add(session, job, plan_folder(model, QuantizationConfig()).shards())
+        session.get_one(JobShard, (job.id, 0)).status = first.value
+
+    job_id = add_job(bench.database, bench.tenant_id, bench.model_id, spec=SPEC, beside=add_files)
     deliver(bench.database, bench.settings, job_id)
     return job_id
 
@@ -187,9 +191,8 @@ def test_a_file_that_can_not_be_quantized_fails_the_job_with_its_name_and_reason
     bench = Bench(make_settings(database_url=sqlite_url, poll_s=0.5, sweep_s=0.5, threads=1), model)
     with worker_process(bench.settings):
         bench.await_worker()
-        job_id = submit_sharded(bench, model)
-        with bench.database.write() as session:  # begun by somebody who is gone: so it is done file by file
-            session.get_one(JobShard, (job_id, 0)).status = ShardStatus.FAILED.value
+        # One file was begun by somebody who is gone: so the job is done file by file.
+        job_id = submit_sharded(bench, model, first=ShardStatus.FAILED)
         job = wait_for_end(bench.database, job_id)
     bench.database.dispose()
     assert job.status == JobStatus.FAILED
