@@ -8,6 +8,7 @@ from datetime import timedelta
 from app.artifacts.retention import expire_artifacts
 from app.core.clock import now
 from app.db.session import Database
+from app.jobs import idempotency
 from app.settings import Settings
 from app.storage import BlobStore
 from app.storage.garbage import collect
@@ -34,6 +35,7 @@ def sweep_shared(database: Database, store: BlobStore, settings: Settings) -> Sw
     """Forget rows that have expired and delete the bytes that no row names. One process at a time is enough."""
     with database.write() as session:
         expired = upload_service.purge_expired(session)
+        idempotency.purge(session)
     jobs = expire_artifacts(database, settings.artifact_ttl_s) if settings.artifact_ttl_s else 0
     freed = collect(database, store, timedelta(seconds=settings.garbage_grace_s))
     return Swept(expired, jobs, freed)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.core.canonical import content_hash
@@ -73,25 +72,19 @@ class Once:
         """Write what the request leads to, first in the transaction that makes it; raises as `look` does."""
         if self._key is None:
             return
-        moment = now()
-        repository.purge_idempotency_keys(session, self._tenant_id, moment - timedelta(seconds=KEPT_S))
-        self._compare(session, self._key)
         row = IdempotencyKey(
             tenant_id=self._tenant_id,
             key=self._key,
             request_hash=self._request_hash,
             resource_id=resource_id,
-            created_at=moment,
+            created_at=now(),
         )
-        try:
-            with session.begin_nested():
-                repository.put_idempotency_key(session, row)
-        except IntegrityError as error:  # an equal request was committed while we waited for its end
+        if not repository.take_idempotency_key(session, row, since=_oldest()):
             self._compare(session, self._key)
-            raise _in_flight(self._key) from error
+            raise _in_flight(self._key)
 
     def _compare(self, session: Session, key: str) -> None:
-        known = repository.idempotency_key(session, self._tenant_id, key, since=now() - timedelta(seconds=KEPT_S))
+        known = repository.idempotency_key(session, self._tenant_id, key, since=_oldest())
         if known is None or known.resource_id is None:  # the latter: left by a former version that died in between
             return
         if known.request_hash != self._request_hash:
@@ -102,6 +95,15 @@ class Once:
                 hint="Use a new key for a new request.",
             )
         raise AnsweredError(known.resource_id)
+
+
+def purge(session: Session) -> None:
+    """Forget the keys of all tenants that are past their time."""
+    repository.purge_idempotency_keys(session, _oldest())
+
+
+def _oldest() -> datetime:
+    return now() - timedelta(seconds=KEPT_S)
 
 
 def _check(key: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, insert, literal, or_, select
+from sqlalchemy import Select, and_, bindparam, delete, insert, literal, or_, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import QueryableAttribute, Session, aliased
 
 from app.db.tables import (
@@ -22,6 +23,12 @@ from app.db.tables import (
     OutboxMessage,
 )
 from nupes_client.schemas.jobs import JobStatus
+
+_INSERTS: dict[str, Callable[..., postgresql.Insert | sqlite.Insert]] = {
+    "postgresql": postgresql.insert,
+    "sqlite": sqlite.insert,
+}
+"""With ON CONFLICT, which SQL itself does not have."""
 
 
 @dataclass(frozen=True)
@@ -226,18 +233,24 @@ def idempotency_key(session: Session, tenant_id: str, key: str, *, since: dateti
     return row if row and row.created_at >= since else None
 
 
-def put_idempotency_key(session: Session, row: IdempotencyKey) -> None:
-    """Write a key, over one that led to nothing; an `IntegrityError` says that another request has just written it."""
-    session.execute(delete(IdempotencyKey).where(*_is(row), IdempotencyKey.resource_id.is_(None)))
-    session.add(row)
-    session.flush()
+def take_idempotency_key(session: Session, row: IdempotencyKey, *, since: datetime) -> bool:
+    """Write a key, over one that is older than a moment or led to nothing, in one statement.
+
+    Waits for the end of a transaction that writes the same key.
+
+    Returns:
+        Whether it was free.
+    """
+    insert = _INSERTS[session.get_bind().dialect.name](IdempotencyKey)
+    values = {column.key: getattr(row, column.key) for column in IdempotencyKey.__table__.columns}
+    taken = insert.values(values).on_conflict_do_update(
+        index_elements=[IdempotencyKey.tenant_id, IdempotencyKey.key],
+        set_=values,
+        where=or_(IdempotencyKey.created_at < since, IdempotencyKey.resource_id.is_(None)),
+    )
+    return session.scalar(taken.returning(IdempotencyKey.key)) is not None
 
 
-def purge_idempotency_keys(session: Session, tenant_id: str, before: datetime) -> None:
-    """Forget the tenant's keys that were used before a moment."""
-    outdated = (IdempotencyKey.tenant_id == tenant_id, IdempotencyKey.created_at < before)
-    session.execute(delete(IdempotencyKey).where(*outdated))
-
-
-def _is(row: IdempotencyKey) -> list[ColumnElement[bool]]:
-    return [IdempotencyKey.tenant_id == row.tenant_id, IdempotencyKey.key == row.key]
+def purge_idempotency_keys(session: Session, before: datetime) -> None:
+    """Forget keys that were used before a moment, whoever's they are."""
+    session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < before))

@@ -20,8 +20,8 @@ from app.usage import service as usage
 from nupes_client.schemas.audit import AuditAction
 from nupes_core.plan import ShardPlan
 
-TOGETHER = 16
-"""The most jobs of a transaction. With several API processes it must stay well below `usage.service.NARROW`."""
+TOGETHER = usage.NARROW // 3
+"""The most jobs of a transaction; with several API processes some of these may be under way at once."""
 
 
 @dataclass(frozen=True)

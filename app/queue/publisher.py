@@ -70,12 +70,6 @@ class Publisher:
         return self._producer
 
 
-def publish_wake(settings: Settings, job_id: str, queue: str) -> None:
-    """Publish one wake-up over a connection of its own; see `Publisher.publish`."""
-    with Publisher(settings) as publisher:
-        publisher.publish(job_id, queue)
-
-
 def _connect(settings: Settings) -> Producer:
     from kombu import Connection, Producer
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
+from app.core.templates import strict_environment
 from app.reports.figures import cases, figures, number, worst
 from nupes_client.schemas.reports import JobReport
 
@@ -47,15 +48,7 @@ def _markdown(value: Any) -> Markup:
 
 
 def _environment(finalize: Callable[[Any], Any]) -> Environment:
-    environment = Environment(
-        loader=PackageLoader("app.reports"),
-        autoescape=True,
-        finalize=finalize,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = strict_environment("app.reports", finalize=finalize, keep_trailing_newline=True)
     environment.filters["number"] = number
     return environment
 

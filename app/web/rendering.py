@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from app.core.clock import now
+from app.core.templates import strict_environment
 from app.reports.figures import figures, number
 from app.web import words
 from app.web.navigation import entries
@@ -16,13 +16,7 @@ from app.web.policy import HEADERS
 from app.web.static_files import HINT, missing_files
 from nupes_core import __version__
 
-_PAGES = Environment(
-    loader=PackageLoader("app.web"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_PAGES = strict_environment("app.web")
 _PAGES.filters |= {
     "number": number,
     "size": words.size,

@@ -20,14 +20,14 @@ from sqlalchemy import delete, select, update
 from app.core.clock import now
 from app.db.leases import take
 from app.db.session import Database
-from app.db.tables import Artifact, Tenant, Upload
+from app.db.tables import Artifact, IdempotencyKey, Tenant, Upload
 from app.housekeeping.service import sweep_local, sweep_shared
-from app.jobs import outcomes
+from app.jobs import idempotency, outcomes
 from app.settings import Settings
 from app.storage import BlobStore
 from app.storage.garbage import collect
 from tests.app.conftest import Sender
-from tests.app.jobrows import add_job, claim, make_file, make_result, read_job
+from tests.app.jobrows import add_job, add_tenant, claim, make_file, make_result, read_job
 from tests.app.test_problems import problem
 from tests.safetensors_files import folder
 from tests.stack import as_environment
@@ -216,3 +216,17 @@ def test_one_round_can_be_asked_for(app: FastAPI, store: BlobStore, hasty: Setti
     said = [subprocess.run(command, check=True, **run).stdout for _ in range(2)]  # type: ignore[call-overload]
     assert said[0].endswith(" 0 bytes freed\n")
     assert said[1].endswith(" 17 bytes freed\n")
+
+
+def test_idempotency_keys_past_their_day_are_deleted_and_no_others(
+    database: Database, store: BlobStore, settings: Settings
+) -> None:
+    tenant_id = add_tenant(database)
+    ages = {"old": idempotency.KEPT_S + 60, "young": idempotency.KEPT_S - 60}
+    with database.write() as session:
+        for key, age in ages.items():
+            moment = now() - timedelta(seconds=age)
+            session.add(IdempotencyKey(tenant_id=tenant_id, key=key, request_hash="0" * 64, created_at=moment))
+    sweep_shared(database, store, settings)
+    with database.read() as session:
+        assert session.scalars(select(IdempotencyKey.key)).all() == ["young"]

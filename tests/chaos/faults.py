@@ -13,7 +13,7 @@ import psutil
 from sqlalchemy import select
 
 from app.db.tables import Job
-from app.queue.publisher import BrokerUnavailableError, publish_wake
+from app.queue.publisher import BrokerUnavailableError, Publisher
 from nupes_client.schemas.jobs import JobStatus
 from tests.app.receivers import Behave, answering, hanging, taking
 from tests.chaos.databases import can_be_written, locked
@@ -165,9 +165,9 @@ def repeat_messages(system: System, rng: Random) -> str:
         known = list(session.scalars(select(Job.id).order_by(Job.id.desc()).limit(20)))
     messages = [*known, *known, "job_unheard_of"]
     rng.shuffle(messages)
-    with suppress(BrokerUnavailableError):
+    with suppress(BrokerUnavailableError), Publisher(system.settings) as publisher:
         for job_id in messages:
-            publish_wake(system.settings, job_id, "cpu")
+            publisher.publish(job_id, "cpu")
     return f"sent {len(messages)} wake-ups nobody needs"
 
 

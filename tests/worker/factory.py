@@ -22,6 +22,7 @@ from app.db.tables import Job, Model, ModelFile, Upload
 from app.settings import Settings
 from app.storage import open_store
 from nupes_client.schemas.jobs import JobStatus
+from nupes_core.config import QuantizationConfig
 from tests.app.jobrows import read_job
 from tests.stack import as_environment
 
@@ -112,6 +113,24 @@ def add_text(database: Database, settings: Settings, tenant_id: str, text: str =
         session.add(upload)
         session.flush()
         return upload.id
+
+
+def attempt_orders(**changes: Any) -> dict[str, Any]:
+    """What an attempt's children are told, for an uploaded model whose files are in place."""
+    orders = {
+        "source": {"type": "upload"},
+        "files": [],
+        "finished": [],
+        "text_sha256": None,
+        "config": QuantizationConfig().to_dict(),
+        "formats": ["nupes"],
+        "evaluation": None,
+        "calibration": None,
+        "origin": {"type": "upload"},
+        "seed": 0,
+        "min_free_disk_bytes": 0,
+    }
+    return {**orders, **changes}
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float, what: str = "condition") -> Any:

@@ -12,8 +12,7 @@ import pytest
 
 from app.settings import Settings
 from app.storage import open_store
-from nupes_core.config import QuantizationConfig
-from tests.worker.factory import wait_for, write_tiny_llama
+from tests.worker.factory import attempt_orders, wait_for, write_tiny_llama
 from worker.child import Child
 from worker.commands import computing, moving
 from worker.supervisor import supervise
@@ -25,23 +24,6 @@ PATIENCE_S = 120.0
 @pytest.fixture
 def settings(make_settings: Callable[..., Settings]) -> Settings:
     return make_settings()
-
-
-def _orders(**changes: Any) -> dict[str, Any]:
-    orders = {
-        "source": {"type": "upload"},
-        "files": [],
-        "finished": [],
-        "text_sha256": None,
-        "config": QuantizationConfig().to_dict(),
-        "formats": ["nupes"],
-        "evaluation": None,
-        "calibration": None,
-        "origin": {"type": "upload"},
-        "seed": 0,
-        "min_free_disk_bytes": 0,
-    }
-    return {**orders, **changes}
 
 
 def _stopped_at_work(settings: Settings, folder: JobFolder) -> Child:
@@ -75,13 +57,13 @@ def _content(folder: Path) -> dict[str, bytes]:
 
 def test_a_runner_that_wakes_up_late_changes_nothing_of_the_next_attempt(settings: Settings) -> None:
     first, second = (job_folder(settings.work_dir, "job_1", attempt) for attempt in (1, 2))
-    first.prepare(_orders())
+    first.prepare(attempt_orders())
     first.model.rmdir()
     write_tiny_llama(first.model, layers=4, hidden=128)
     late = _stopped_at_work(settings, first)
     try:
         committed = {path.name for path in first.pieces.rglob("[0-9a-f]*.safetensors")}
-        second.prepare(_orders())
+        second.prepare(attempt_orders())
         assert "error" not in {event["type"] for event in _run(settings, second, "worker.runner")}
         written = _content(second.path)
         assert committed <= {path.name for path in second.pieces.rglob("*.safetensors")}
@@ -99,7 +81,7 @@ def test_what_an_attempt_fetched_is_there_for_the_next_and_is_not_fetched_again(
     wish = {"text_sha256": blob.sha256, "calibration": {"kind": "upload", "sha256": blob.sha256, "column": "text"}}
     for attempt in (1, 2):
         folder = job_folder(settings.work_dir, "job_1", attempt)
-        folder.prepare(_orders(**wish))
+        folder.prepare(attempt_orders(**wish))
         events: list[dict[str, Any]] = []
         supervise(moving(settings, "worker.fetcher", folder), events.append, lambda: None, 1.0)
         assert "error" not in {event["type"] for event in events}, folder.log.read_text()

@@ -19,7 +19,7 @@ from app.storage import open_store
 from nupes_core.config import CalibrationConfig, QuantizationConfig
 from nupes_core.errors import UnsafeFileError
 from tests.hubserver import Hub, hub_server
-from tests.worker.factory import write_tiny_llama
+from tests.worker.factory import attempt_orders, write_tiny_llama
 from worker import environment
 from worker.child import Command
 from worker.reasons import describe
@@ -157,51 +157,38 @@ def test_children_get_only_what_they_need(
     assert not {"NUPES_DATABASE_URL", "NUPES_SECRET_KEY", "NUPES_BROKER_URL", "HF_TOKEN"} & set(online)
 
 
-def _runner_orders(**changes: Any) -> dict[str, Any]:
-    orders = {
-        "config": QuantizationConfig().to_dict(),
-        "formats": ["nupes"],
-        "evaluation": None,
-        "calibration": None,
-        "origin": {"type": "upload"},
-        "seed": 0,
-        "min_free_disk_bytes": 0,
-    }
-    return {**orders, **changes}
-
-
 def _no_layers(_model: Path) -> dict[str, Any]:
-    return _runner_orders(config=QuantizationConfig.from_dict({"layers": {"exclude": ["."]}}).to_dict())
+    return attempt_orders(config=QuantizationConfig.from_dict({"layers": {"exclude": ["."]}}).to_dict())
 
 
 def _no_room(_model: Path) -> dict[str, Any]:
-    return _runner_orders(min_free_disk_bytes=1 << 60)
+    return attempt_orders(min_free_disk_bytes=1 << 60)
 
 
 def _truncated(model: Path) -> dict[str, Any]:
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    return _runner_orders()
+    return attempt_orders()
 
 
 def _not_a_number(model: Path) -> dict[str, Any]:
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = np.nan
     save_file(tensors, model / "model.safetensors")
-    return _runner_orders()
+    return attempt_orders()
 
 
 def _infinite(model: Path) -> dict[str, Any]:
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = np.inf
     save_file(tensors, model / "model.safetensors")
-    return _runner_orders()
+    return attempt_orders()
 
 
 def _with_config(model: Path, **changes: Any) -> dict[str, Any]:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, **changes}))
-    return _runner_orders(evaluation=_EVALUATION)
+    return attempt_orders(evaluation=_EVALUATION)
 
 
 def _unknown_architecture(model: Path) -> dict[str, Any]:
@@ -218,14 +205,14 @@ def _small_vocabulary(model: Path) -> dict[str, Any]:
 
 def _odd_tokenizer(model: Path) -> dict[str, Any]:
     (model / "tokenizer.json").write_bytes(b"[" * 100_000 + b"]" * 100_000)
-    return _runner_orders(evaluation=_EVALUATION)
+    return attempt_orders(evaluation=_EVALUATION)
 
 
 _EVALUATION = {"metrics": ["fidelity"], "context": 16, "max_tokens": 64}
 
 
 def _context_too_long(_model: Path) -> dict[str, Any]:
-    return _runner_orders(evaluation={"metrics": ["fidelity"], "context": 100_000, "max_tokens": 1000})
+    return attempt_orders(evaluation={"metrics": ["fidelity"], "context": 100_000, "max_tokens": 1000})
 
 
 _DATA_DRIVEN = QuantizationConfig(optimize="data_driven", calibration=CalibrationConfig(samples=8, length=16)).to_dict()
@@ -233,7 +220,7 @@ _DATA_DRIVEN = QuantizationConfig(optimize="data_driven", calibration=Calibratio
 
 def _too_little_data(model: Path) -> dict[str, Any]:
     (model.parent / "calibration").write_text("a few words")
-    return _runner_orders(config=_DATA_DRIVEN, calibration={"kind": "upload", "sha256": "0" * 64, "column": "text"})
+    return attempt_orders(config=_DATA_DRIVEN, calibration={"kind": "upload", "sha256": "0" * 64, "column": "text"})
 
 
 def _small_vocabulary_to_calibrate(model: Path) -> dict[str, Any]:
@@ -309,7 +296,7 @@ def test_an_artifact_that_is_not_what_was_computed_is_found_out_with_the_reason(
     folder.prepare({})
     folder.model.rmdir()
     write_tiny_llama(folder.model)
-    folder.prepare(_runner_orders())
+    folder.prepare(attempt_orders())
     assert not [event for event in _run(settings, folder, "worker.runner") if event["type"] == "error"]
     proof = _run(settings, folder, "worker.runner_check")
     assert [event["type"] for event in proof] == ["log"]

@@ -20,11 +20,12 @@ PRODUCERS, CONSUMERS, MESSAGES = 4, 3, 150
 PRODUCER = """
 import sys
 from pathlib import Path
-from app.queue.publisher import publish_wake
+from app.queue.publisher import Publisher
 from app.settings import Settings
 settings = Settings(data_dir=Path(sys.argv[1]))
-for index in range(int(sys.argv[3])):
-    publish_wake(settings, f"{sys.argv[2]}-{index}", "cpu")
+with Publisher(settings) as publisher:
+    for index in range(int(sys.argv[3])):
+        publisher.publish(f"{sys.argv[2]}-{index}", "cpu")
 """
 
 CONSUMER = """
