@@ -16,7 +16,7 @@ from app.settings import Settings
 from nupes_client.schemas.jobs import JobPhase, JobStatus
 from nupes_client.schemas.problems import JobErrorCode
 from worker.attempt import attempt_context
-from worker.failures import JobFailedError, internal_failure, timeout_failure
+from worker.failures import JobFailedError, timeout_failure, unexpected_failure
 from worker.fanout import FanOut
 from worker.holding import HeldJob
 from worker.lease import Lease, Watch
@@ -56,9 +56,9 @@ class Execution:
                 end = self._ends[stopped.reason]
             except JobFailedError as failed:
                 end = self._ending_failed(failed)
-            except Exception:  # a defect of ours must end the job, not the worker
+            except Exception as error:  # a defect of ours must end the job, not the worker
                 logger.exception("%s: the worker failed", self._job_id)
-                end = self._ending_failed(internal_failure())
+                end = self._ending_failed(unexpected_failure(error))
             except SystemExit:  # TERM reached the pool process itself
                 self._write(self._give_back)
                 raise

@@ -6,12 +6,14 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy.exc import InterfaceError, OperationalError
+
 from nupes_client.schemas.jobs import JobError, JobPhase
 from nupes_client.schemas.problems import JobErrorCode
+from worker.reasons import DISK_FULL, is_full_disk
 
 MAX_MESSAGE = 2000
 """Characters of a child's message that are kept."""
-
 
 _PAUSES: Mapping[JobErrorCode, int] = {
     JobErrorCode.DISK_FULL: 8,
@@ -21,16 +23,28 @@ _PAUSES: Mapping[JobErrorCode, int] = {
 """Trouble of the surroundings, which passes: how many pauses to wait. Housekeeping frees disks every two minutes."""
 
 
+DATABASE_AWAY = (OperationalError, InterfaceError)
+"""The database does not answer; another error would come again with the same values."""
+
+
 class JobFailedError(Exception):
     """The attempt is over; `retryable` says whether another one may end better, `pauses` how long it should wait."""
 
-    def __init__(self, code: JobErrorCode, message: str, *, hint: str | None = None, retryable: bool = False) -> None:
+    def __init__(
+        self,
+        code: JobErrorCode,
+        message: str,
+        *,
+        hint: str | None = None,
+        retryable: bool = False,
+        pauses: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.hint = hint
         self.retryable = retryable or code is JobErrorCode.DISK_FULL
-        self.pauses = _PAUSES.get(code, 0)
+        self.pauses = _PAUSES.get(code, 0) if pauses is None else pauses
 
     def to_error(self, phase: JobPhase | None) -> JobError:
         """Return what the user sees."""
@@ -69,8 +83,21 @@ def timeout_failure(timeout_s: float) -> JobFailedError:
     )
 
 
-def internal_failure() -> JobFailedError:
-    """Return what the user sees of a defect of ours: nothing that could hold a path or a secret."""
+def unexpected_failure(error: Exception) -> JobFailedError:
+    """Return what the user sees of an error in the worker itself: what surrounds it may get better, a defect does not.
+
+    Nothing of the exception's own text is shown: it could hold a path or a secret.
+    """
+    if is_full_disk(error):
+        return reported_failure(DISK_FULL)
+    if isinstance(error, DATABASE_AWAY):
+        return JobFailedError(
+            JobErrorCode.INTERNAL,
+            "the worker's database did not answer",
+            hint="Retry; if it happens again, report it with the job id.",
+            retryable=True,
+            pauses=1,
+        )
     return JobFailedError(
         JobErrorCode.INTERNAL, "an internal error", hint="Report it with the job id; the worker's log has the details."
     )

@@ -11,6 +11,13 @@ _HOST_MEMORY = "can't allocate memory"
 """What torch's CPU allocator says in its RuntimeError."""
 
 
+DISK_FULL: dict[str, Any] = {
+    "code": "disk_full",
+    "message": "no room left on the disk",
+    "hint": "Free some space on the worker's disk and retry.",
+}
+
+
 class TypedError(Exception):
     """An error of our children with a code of the closed list."""
 
@@ -59,7 +66,8 @@ def _is_host_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _HOST_MEMORY in str(error))
 
 
-def _is_full_disk(error: BaseException) -> bool:
+def is_full_disk(error: BaseException) -> bool:
+    """Whether the system said that there is no room."""
     return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -84,14 +92,7 @@ _KINDS = (
             "hint": "Use a machine with more memory; POST /v1/plans predicts what a job needs.",
         },
     ),
-    (
-        _is_full_disk,
-        {
-            "code": "disk_full",
-            "message": "no room left on the disk",
-            "hint": "Free some space on the worker's disk and retry.",
-        },
-    ),
+    (is_full_disk, DISK_FULL),
     (
         _is_file_limit,
         {

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
@@ -16,7 +16,7 @@ from app.jobs.metrics import Point, write_points
 from app.jobs.outcomes import PublishedFile, enter_phase, report_progress
 from app.jobs.transitions import Fence, StaleFenceError, record
 from nupes_client.schemas.jobs import JobPhase, JobResult, Layer, ProgressInfo
-from worker.failures import MAX_MESSAGE, JobFailedError, reported_failure
+from worker.failures import DATABASE_AWAY, MAX_MESSAGE, JobFailedError, reported_failure
 from worker.phases import Timeline
 
 logger = logging.getLogger(__name__)
@@ -29,9 +29,6 @@ MAX_INTERVAL_S = 10.0
 MIN_ETA_FRACTION = 0.02
 MAX_LINES = 2000
 """Of the log in one attempt: a log is read whole, and no child may fill the database."""
-
-_OUTAGE = (OperationalError, InterfaceError)
-"""The database does not answer; another error would come again with the same values."""
 
 Write = Callable[[Session, Job], None]
 
@@ -136,5 +133,5 @@ class Relay:
             logger.info("%s: an event was not written, the job moved on", self._job_id)
         except DBAPIError as error:
             logger.warning("%s: an event was not written: %s", self._job_id, type(error).__name__)
-            return not isinstance(error, _OUTAGE)
+            return not isinstance(error, DATABASE_AWAY)
         return True

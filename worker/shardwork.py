@@ -18,7 +18,7 @@ from app.jobs.shards import ShardFence, ShardFile
 from app.settings import Settings
 from nupes_client.schemas.jobs import JobPhase
 from worker.attempt import shard_context
-from worker.failures import JobFailedError, internal_failure, reported_failure
+from worker.failures import JobFailedError, reported_failure, unexpected_failure
 from worker.holding import HeldShard
 from worker.lease import Lease, Watch
 from worker.orders import read_shard_orders
@@ -78,9 +78,9 @@ class ShardWork:
                 end = self._leave if stopped.reason is Stop.LEASE_LOST else self._give_back
             except JobFailedError as failed:
                 end = self._ending_failed(failed)
-            except Exception:  # a defect of ours must end the attempt, not the worker
+            except Exception as error:  # a defect of ours must end the attempt, not the worker
                 logger.exception("%s: the worker failed", self._lease.holding.name)
-                end = self._ending_failed(internal_failure())
+                end = self._ending_failed(unexpected_failure(error))
             except SystemExit:  # TERM reached the pool process itself
                 self._lease.write_end(self._give_back)
                 raise

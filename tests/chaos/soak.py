@@ -42,6 +42,7 @@ REST_S = 120.0
 """The next fault waits for the end of a job, but no longer than this: there must be work that can be harmed."""
 PAUSE_S = (0.0, 2.0)
 """After that, so that faults hit every stage of a job."""
+LOG = Path("build/chaos.log")
 END_S = 1200.0
 """For the jobs that are left when nothing goes wrong any more: a limit for loaded machines, hardly ever reached."""
 
@@ -179,10 +180,15 @@ def main() -> int:
             done = soak(system, wish.jobs, wish.seed, say=partial(print, flush=True), seconds=60 * wish.minutes)
             ends = _ends(system)
             wrong = verdict(system)
+            log = system.stack.log.read_bytes()
         wrong += [f"process is left: {line}" for line in processes_marked(settings.data_dir)]
     print(f"{ends.total()} jobs in {time.monotonic() - began:.0f} s on {wish.backend}, seed {wish.seed}")
     print("\n".join(f"  {count:4} {end}" for end, count in sorted(ends.items())))
     print(f"{done.total()} faults:\n" + "\n".join(f"  {count:4} {name}" for name, count in sorted(done.items())))
+    if wrong:
+        LOG.parent.mkdir(exist_ok=True)
+        LOG.write_bytes(log)
+        wrong.append(f"what the service printed is in {LOG}")
     print("\n".join(["THE ORACLES OBJECT:", *wrong]) if wrong else "the oracles have no objection")
     return 1 if wrong else 0
 

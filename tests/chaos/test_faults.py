@@ -6,16 +6,18 @@ Others are tested in `tests/worker`, where their part is: killed runners and wor
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import psutil
 import pytest
 
 from app.db.tables import Job
-from nupes_client.schemas.jobs import JobStatus
+from nupes_client.schemas.jobs import JobPhase, JobStatus
 from tests.chaos import faults
 from tests.chaos.oracles import ORACLES, deliver_what_waits, processes_marked
 from tests.chaos.soak import backend, soak
@@ -26,6 +28,23 @@ pytestmark = pytest.mark.timeout(2400)
 
 SELECTION = ("kill_slot", "kill_worker_and_its_reaper", "restart_broker", "flush_broker", "repeat_messages")
 """For the short soak: what is not done to the embedded service, and what needs a broker of its own."""
+
+TRIES = 10
+MOMENT_S = 0.02
+LEARNING = {
+    "optimize": {"mode": "data_driven", "steps": 20},
+    "calibration": {"samples": 8, "length": 32},
+    "evaluation": {"metrics": ["fidelity"], "context": 16, "max_tokens": 64},
+}
+WISHES: dict[JobPhase, dict[str, Any]] = {
+    JobPhase.VALIDATING: LEARNING,
+    JobPhase.PLANNING: {},
+    JobPhase.CALIBRATING: LEARNING,
+    JobPhase.QUANTIZING: LEARNING,
+    JobPhase.EVALUATING: LEARNING,
+    JobPhase.PACKAGING: LEARNING,
+}
+"""Phases of the one process that computes, each with a wish that leads through it."""
 
 
 @pytest.fixture(scope="module")
@@ -107,21 +126,59 @@ def test_a_job_is_cancelled_whatever_is_done_for_it_though_it_hangs(system: Syst
 
 def _hanging(system: System, module: str) -> str:
     """A job whose child of that kind was stopped; the child may be faster than we are, then another job is tried."""
-    for number in range(10):
+    for number in range(TRIES):
         job_id = system.submit(f"hanging-{module}-{number}")
-        while not JobStatus(system.job(job_id).status).is_terminal:
+        while not _ended(system, job_id):
             if _stopped(system, job_id, module):
                 return job_id
     raise AssertionError(f"{module} was never caught")
 
 
-def _stopped(system: System, job_id: str, module: str) -> bool:
+def _stopped(system: System, job_id: str, module: str) -> psutil.Process | None:
     for child in system.children(job_id):
         with suppress(psutil.Error):
             if module in child.cmdline():
                 child.suspend()
-                return child.status() == psutil.STATUS_STOPPED
-    return False
+                return child if child.status() == psutil.STATUS_STOPPED else None
+    return None
+
+
+def _ended(system: System, job_id: str) -> bool:
+    return JobStatus(system.job(job_id).status).is_terminal
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", WISHES)
+def test_a_job_is_cancelled_in_every_phase_of_its_work(system: System, phase: JobPhase) -> None:
+    job_id = _caught_in(system, phase)
+    system.insist(lambda: system.client.jobs.cancel(job_id))
+    ended = system.await_end_of(job_id)
+    assert (ended.status, ended.phase) == (JobStatus.CANCELLED, phase)
+    wait_for(lambda: not system.children(job_id), PATIENCE_S, "end of its processes")
+
+
+def _caught_in(system: System, phase: JobPhase) -> str:
+    """A job whose runner was let run for moments only, until it said that it is in that phase."""
+    for number in range(TRIES):
+        job_id = system.submit(f"{phase}-{number}", model="llama", **WISHES[phase])
+        runner: psutil.Process | None = None
+        while not _ended(system, job_id):
+            runner = runner or _stopped(system, job_id, "worker.runner")
+            if runner is None:
+                continue
+            if system.job(job_id).phase == phase:
+                return job_id
+            _let_run(runner)
+    raise AssertionError(f"no job was caught {phase}")
+
+
+def _let_run(process: psutil.Process) -> None:
+    """For a moment; and then it takes another until what it said is in the database."""
+    with suppress(psutil.NoSuchProcess):
+        process.resume()
+        time.sleep(MOMENT_S)
+        process.suspend()
+        time.sleep(MOMENT_S)
 
 
 def test_a_short_soak_of_postgresql_and_redis_leaves_nothing_to_object_to(tmp_path: Path) -> None:
