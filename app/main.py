@@ -31,6 +31,7 @@ from app.models.endpoints import router as models
 from app.plans.endpoints import router as plans
 from app.queue.outbox import WakeUps
 from app.reports.endpoints import router as reports
+from app.secrets.endpoints import router as secrets
 from app.settings import Settings, get_settings
 from app.storage import BlobStore, StorageError, open_store
 from app.uploads.endpoints import router as uploads
@@ -46,7 +47,7 @@ from nupes_core import __version__
 
 _ROUTERS = (
     *(health, keys, tus_creation, uploads, tus, models, plans, jobs, reports, artifacts),
-    *(webhooks, workers, usage, audit),
+    *(webhooks, secrets, workers, usage, audit),
 )
 
 _WITH_THREADS = ("rate_guard", "keys", "job_reader", "job_writer", "wake_ups")

@@ -15,6 +15,7 @@ from nupes_client.resources.jobs import Jobs
 from nupes_client.resources.keys import Keys
 from nupes_client.resources.models import Models
 from nupes_client.resources.plans import Plans
+from nupes_client.resources.secrets import Secrets
 from nupes_client.resources.uploads import Uploads
 from nupes_client.resources.webhooks import Webhooks
 from nupes_client.resources.workers import Workers
@@ -91,6 +92,16 @@ class AsyncKeys:
         self.rotate = threads.awaited(keys.rotate)
 
 
+class AsyncSecrets:
+    """`Secrets`, awaited."""
+
+    def __init__(self, secrets: Secrets, threads: Threads) -> None:
+        self.set = threads.awaited(secrets.set)
+        self.get = threads.awaited(secrets.get)
+        self.list = threads.iterated(secrets.list)
+        self.delete = threads.awaited(secrets.delete)
+
+
 class AsyncWebhooks:
     """`Webhooks`, awaited."""
 
@@ -152,6 +163,7 @@ class AsyncClient:
         self.jobs = AsyncJobs(client.jobs, threads)
         self.artifacts = AsyncArtifacts(client.artifacts, threads)
         self.keys = AsyncKeys(client.keys, threads)
+        self.secrets = AsyncSecrets(client.secrets, threads)
         self.webhooks = AsyncWebhooks(client.webhooks, threads)
         self.workers = AsyncWorkers(client.workers, threads)
         self.capabilities = threads.awaited(client.capabilities)

@@ -13,6 +13,7 @@ from nupes_client.resources.keys import Keys
 from nupes_client.resources.models import Models
 from nupes_client.resources.paging import every
 from nupes_client.resources.plans import Plans
+from nupes_client.resources.secrets import Secrets
 from nupes_client.resources.uploads import Uploads
 from nupes_client.resources.webhooks import Webhooks
 from nupes_client.resources.workers import Workers
@@ -62,6 +63,7 @@ class Client:
         self.jobs = Jobs(self._transport)
         self.artifacts = Artifacts(self._transport)
         self.keys = Keys(self._transport)
+        self.secrets = Secrets(self._transport)
         self.webhooks = Webhooks(self._transport)
         self.workers = Workers(self._transport)
 

@@ -18,6 +18,7 @@ from nupes_client.cli import (
     plan,
     quantize,
     reading,
+    secrets,
     upload,
     usage,
     webhooks,
@@ -129,3 +130,4 @@ for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(keys.app, name="keys")
+app.add_typer(secrets.app, name="secrets")

@@ -31,6 +31,7 @@ class KeyScope(StrEnum):
     MODELS_WRITE = "models:write"
     ARTIFACTS_READ = "artifacts:read"
     WEBHOOKS_MANAGE = "webhooks:manage"
+    SECRETS_MANAGE = "secrets:manage"
     KEYS_MANAGE = "keys:manage"
     ADMIN = "admin"
 

@@ -23,6 +23,9 @@ class AuditAction(StrEnum):
     JOB_CANCELLED = "job.cancelled"
     JOB_DELETED = "job.deleted"
     ARTIFACT_LINKED = "artifact.linked"
+    SECRET_CREATED = "secret.created"  # noqa: S105  # nosec B105
+    SECRET_REPLACED = "secret.replaced"  # noqa: S105  # nosec B105
+    SECRET_DELETED = "secret.deleted"  # noqa: S105  # nosec B105
     WEBHOOK_CREATED = "webhook.created"
     WEBHOOK_CHANGED = "webhook.changed"
     WEBHOOK_ROTATED = "webhook.rotated"

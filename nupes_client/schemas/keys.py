@@ -15,6 +15,7 @@ Scope = Literal[
     "models:write",
     "artifacts:read",
     "webhooks:manage",
+    "secrets:manage",
     "keys:manage",
     "admin",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
+from app.core.ids import new_id
 from app.db.tables import Job
 from app.jobs import outcomes
 from tests.app.api import Api
@@ -131,6 +132,11 @@ def _webhook(api: Api) -> str:
     return str(api.post("/v1/webhooks", json={"url": "https://receiver.example/"}).json()["id"])
 
 
+def _secret(api: Api) -> str:
+    body = {"name": new_id("hub"), "value": "hf_sample"}
+    return str(api.post("/v1/secrets", json=body).json()["name"])
+
+
 def _delivery(api: Api) -> str:
     return str(api.post(f"/v1/webhooks/{_webhook(api)}/test").json()["id"])
 
@@ -141,6 +147,7 @@ _MAKERS: dict[str, Callable[[Api], str]] = {
     "job_id": _job,
     "artifact_id": _artifact,
     "key_id": _key,
+    "secret_name": _secret,
     "webhook_id": _webhook,
     "delivery_id": _delivery,
 }

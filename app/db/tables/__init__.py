@@ -7,6 +7,7 @@ from app.db.tables.jobs import IdempotencyKey, Job, JobEvent, JobLabel, JobLayer
 from app.db.tables.leases import Lease
 from app.db.tables.models import Model, ModelFile
 from app.db.tables.queue import OutboxMessage
+from app.db.tables.secrets import Secret
 from app.db.tables.shards import JobShard, JobShardFile
 from app.db.tables.tenants import ApiKey, Tenant
 from app.db.tables.uploads import Upload
@@ -30,6 +31,7 @@ __all__ = [
     "Model",
     "ModelFile",
     "OutboxMessage",
+    "Secret",
     "Tenant",
     "Upload",
     "UsageEntry",

@@ -88,6 +88,8 @@ class Job(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(JsonColumn)
     cache_hit: Mapped[bool] = mapped_column(default=False)
     artifacts_expired_at: Mapped[datetime | None]
+    pushed: Mapped[dict[str, Any] | None] = mapped_column(JsonColumn)
+    """A `nupes_client.schemas.jobs.Pushed` once a hub has the result."""
 
     traceparent: Mapped[str | None] = mapped_column(String(55))
     """W3C Trace Context of the request that made the job; NULL when traces are off."""
