@@ -106,7 +106,7 @@ class Execution:
         elif failed.retryable and job.attempt < job.max_attempts:
             line = {"level": "warning", "message": f"attempt {job.attempt} failed ({error.code}): {error.message}"}
             record(session, job, "log", line, fence=self._fence)
-            pause_s = failed.pauses * self._settings.retry_pause_s * 2 ** (job.attempt - 1)
+            pause_s = failed.pause_s(self._settings.retry_pause_s, job.attempt)
             requeue(session, job, self._fence, reason=error.code, pause_s=pause_s)
         else:
             fail(session, job, self._fence, error)

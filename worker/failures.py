@@ -46,6 +46,10 @@ class JobFailedError(Exception):
         self.retryable = retryable or code is JobErrorCode.DISK_FULL
         self.pauses = _PAUSES.get(code, 0) if pauses is None else pauses
 
+    def pause_s(self, unit_s: float, attempt: int) -> float:
+        """How long to wait after the attempt of that number, from 1: twice as long each time."""
+        return self.pauses * unit_s * 2.0 ** (attempt - 1)
+
     def to_error(self, phase: JobPhase | None) -> JobError:
         """Return what the user sees."""
         return JobError(code=self.code, message=self.message, phase=phase, retryable=self.retryable, hint=self.hint)

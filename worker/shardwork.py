@@ -112,7 +112,8 @@ class ShardWork:
     def _ending_failed(self, failed: JobFailedError) -> End:
         again = failed.retryable and self._fence.attempt < self._attempts
         error = failed.to_error(JobPhase.QUANTIZING)
-        return lambda session: shards.fail(session, self._fence, error, again=again)
+        pause_s = failed.pause_s(self._place.settings.retry_pause_s, self._fence.attempt)
+        return lambda session: shards.fail(session, self._fence, error, again=again, pause_s=pause_s)
 
 
 class _ShardRelay:

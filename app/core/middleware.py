@@ -26,7 +26,8 @@ _RAW_BODIES = {
     "POST": re.compile(r"/v1/uploads"),
 }
 _RAW_TYPES = frozenset({"application/offset+octet-stream"})
-_QUIET = frozenset({"/livez", "/readyz", "/metrics"})
+_QUIET = re.compile(r"/livez|/readyz|/metrics|/static/.*")
+"""Asked for all the time by machines and browsers: neither logged, but for debugging, nor traced."""
 
 log = structlog.get_logger("app.access")
 
@@ -79,7 +80,7 @@ def _request_id(scope: Scope) -> str:
 
 def _request_span(scope: Scope, request_id: str) -> AbstractContextManager[Any]:
     """Named by the method alone: a path holds ids, and there must be few names."""
-    if not tracing.is_on() or scope["path"] in _QUIET:
+    if not tracing.is_on() or _QUIET.fullmatch(scope["path"]):
         return nullcontext()
     given = Headers(scope=scope).get("traceparent")
     return tracing.span(
@@ -89,7 +90,7 @@ def _request_span(scope: Scope, request_id: str) -> AbstractContextManager[Any]:
 
 def _log_access(scope: Scope, status: int, seconds: float) -> None:
     """One line a request. The query is left out: a signed link carries its signature there."""
-    level = log.debug if scope["path"] in _QUIET else log.info
+    level = log.debug if _QUIET.fullmatch(scope["path"]) else log.info
     principal: Any = scope["state"].get("principal")
     level(
         "request",

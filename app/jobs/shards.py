@@ -152,15 +152,25 @@ def give_back(session: Session, fence: ShardFence) -> None:
     _end(session, fence, status=ShardStatus.QUEUED.value, attempt=JobShard.attempt - 1, params_done=0, **_UNHELD)
 
 
-def fail(session: Session, fence: ShardFence, error: JobError, *, again: bool) -> None:
-    """End the attempt; `again` lets another one follow, else the job fails of it.
+def fail(session: Session, fence: ShardFence, error: JobError, *, again: bool, pause_s: float = 0.0) -> None:
+    """End the attempt.
+
+    Args:
+        session: a transaction.
+        fence: of who held it.
+        error: why.
+        again: another attempt may follow; else the job fails of this one.
+        pause_s: nobody begins that before. Workers look at the table, so it needs no wake-up.
 
     Raises:
         StaleFenceError: somebody else holds it.
     """
     status = ShardStatus.QUEUED if again else ShardStatus.FAILED
     content = error.model_dump(mode="json")
-    _end(session, fence, status=status.value, error=content, params_done=0, finished_at=now(), **_UNHELD)
+    columns = {"status": status.value, "error": content, "params_done": 0, "finished_at": now(), **_UNHELD}
+    if again and pause_s > 0:
+        columns["lease_until"] = now() + timedelta(seconds=pause_s)
+    _end(session, fence, **columns)
 
 
 def held(session: Session) -> Sequence[JobShard]:
@@ -201,7 +211,9 @@ def _ended() -> Select[str]:
 
 
 def _claimable() -> ColumnElement[bool]:
-    return JobShard.status == ShardStatus.QUEUED.value
+    """Waits, and for nothing but a worker: `lease_until` of a file that nobody holds is the end of its pause."""
+    ready = or_(JobShard.lease_until.is_(None), JobShard.lease_until <= now())
+    return and_(JobShard.status == ShardStatus.QUEUED.value, ready)
 
 
 def _end(session: Session, fence: ShardFence, **values: Any) -> None:

@@ -89,10 +89,13 @@ class BlobStore(Protocol):
         """A URL that serves the content to anybody for some seconds; None where the store hands out none.
 
         Args:
-            sha256: the content; whether it is there is not checked.
+            sha256: the content.
             disposition: the `Content-Disposition` to serve it with.
             media_type: the `Content-Type` to serve it with.
             seconds: until the link expires.
+
+        Raises:
+            BlobNotFoundError: not stored, where the store hands out links.
         """
 
     def fetch_to(self, sha256: str, path: Path) -> None:

@@ -91,7 +91,8 @@ class S3Store:
         return self._reach(sha256, lambda sha256: self._part(sha256, byte_range))
 
     def link(self, sha256: str, disposition: str, media_type: str, seconds: int) -> str | None:
-        """See `BlobStore`: a presigned URL, signed here without asking the bucket."""
+        """See `BlobStore`: a presigned URL. The bucket is asked first: a link to a doomed blob would lead nowhere."""
+        self.size(sha256)
         params = {"ResponseContentDisposition": disposition, "ResponseContentType": media_type}
         with self._typed():
             return self._client.generate_presigned_url(

@@ -247,5 +247,12 @@ def test_with_a_bucket_the_client_is_sent_to_a_signed_link(s3_settings: Settings
         assert (head.status_code, head.headers["Content-Length"]) == (200, str(len(CONTENT)))
 
 
+def test_a_signed_link_leads_to_content_that_garbage_collection_had_put_aside(s3_settings: Settings) -> None:
+    with open_api(s3_settings) as api:
+        url = only(api, publish(api, {"model.safetensors": CONTENT}))["content_url"]
+        open_store(s3_settings).doom(SHA)
+        assert httpx.get(api.get(url).headers["Location"]).content == CONTENT
+
+
 def test_a_local_store_hands_out_no_links(api: Api) -> None:
     assert open_store(api.app.state.settings).link(SHA, "attachment", "text/plain", 60) is None

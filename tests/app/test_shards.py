@@ -146,6 +146,21 @@ def test_the_next_attempt_of_the_job_opens_what_failed_keeps_what_is_done_and_wa
         assert shards.params_done(session, job_id) == (10, 60)
 
 
+def test_a_file_that_failed_is_left_alone_until_its_pause_is_over(database: Database, settings: Settings) -> None:
+    job_id = sharded_job(database)
+    with database.write() as session:
+        failed = take_in(session, settings)
+        shards.fail(session, failed, ERROR, again=True, pause_s=60)
+    with database.write() as session:
+        waiting = shards.candidates(session, settings.device_class, 1 << 40, job_id, 9)
+        assert [shard.position for shard in waiting] == [1, 2]
+        paused = session.get_one(JobShard, (job_id, failed.position))
+        assert shards.claim(session, paused, "w", 60) is None
+        paused.lease_until = now()
+    with database.write() as session:
+        assert take_in(session, settings).position == failed.position
+
+
 def take_in(session: Any, settings: Settings) -> ShardFence:
     (shard,) = shards.candidates(session, settings.device_class, 1 << 40, None, 1)
     fence = shards.claim(session, shard, "w", 60)
