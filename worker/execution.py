@@ -10,9 +10,11 @@ from sqlalchemy.orm import Session
 
 from app.db.session import Database
 from app.db.tables import Job
+from app.jobs import cache
 from app.jobs.outcomes import fail, finish_cancel, requeue, succeed
 from app.jobs.transitions import Fence, record
 from app.settings import Settings
+from app.storage import open_store
 from nupes_client.schemas.jobs import JobPhase, JobStatus
 from nupes_client.schemas.problems import JobErrorCode
 from worker.attempt import attempt_context
@@ -50,8 +52,7 @@ class Execution:
         """Work on the job until it is done, has failed or has to stop."""
         with attempt_context(self._database, self._job_id, self._fence.attempt), self._lease:
             try:
-                self._stages()
-                end: End = self._succeed
+                end: End = self._leave if self._answered() else self._work()
             except StoppedError as stopped:
                 end = self._ends[stopped.reason]
             except JobFailedError as failed:
@@ -64,7 +65,20 @@ class Execution:
                 raise
             self._write(end)
 
-    def _stages(self) -> None:
+    def _answered(self) -> bool:
+        """End the job with the result of an equal one that ended while this one waited, if there is one."""
+        with self._database.read() as session:
+            job = session.get_one(Job, self._job_id)
+            if not job.cache or not cache.lasting(session, open_store(self._settings), job):
+                return False
+        with self._database.write() as session:
+            job = session.get_one(Job, self._job_id)
+            answer = cache.find(session, job, lock=True)
+            if answer is not None:
+                cache.answer_from(session, job, answer, self._fence)
+        return answer is not None
+
+    def _work(self) -> End:
         with self._database.read() as session:
             orders = read_orders(session, self._settings, self._job_id)
         self._folder.prepare(orders.content)
@@ -82,6 +96,7 @@ class Execution:
         stages.run("worker.uploader", online=True)
         if self._relay.result is None:
             raise JobFailedError(JobErrorCode.INTERNAL, "the work ended without a result")
+        return self._succeed
 
     def _share(self, watch: Watch) -> None:
         """Do the files of the model together with other workers; then what they left is fetched, too."""
@@ -126,7 +141,7 @@ class Execution:
         session.execute(update(Job).where(Job.id == job.id).values(attempt=Job.attempt - 1))
 
     def _leave(self, session: Session, job: Job) -> None:
-        """Another worker holds the job: write nothing."""
+        """Another worker holds the job, or it has ended: write nothing."""
 
     @property
     def _ends(self) -> dict[Stop, End]:

@@ -18,6 +18,7 @@ from app.core.problems import NotFoundError
 from app.db.tables import Artifact, Job, Model
 from app.jobs import repository
 from app.jobs.outcomes import PublishedFile, succeed
+from app.jobs.transitions import Fence
 from app.jobs.views import layer_view
 from app.models import repository as models
 from app.storage import BlobStore
@@ -67,13 +68,16 @@ def find(session: Session, job: Job, *, lock: bool = False) -> Answer | None:
     return Answer(source, files) if source and files else None
 
 
-def answer_from(session: Session, job: Job, answer: Answer) -> None:
-    """End a queued job with the result of an earlier one, judged by its own gates."""
+def answer_from(session: Session, job: Job, answer: Answer, fence: Fence | None = None) -> None:
+    """End a queued job, or one that the worker with that fence has begun, with the result of an earlier one.
+
+    It is judged by its own gates.
+    """
     source = answer.source
     layers = [layer_view(row) for row in repository.layers(session, source.id, -1, None)]
     files = [_published(file) for file in answer.files]
     repository.copy_metrics(session, source.id, job.id)
-    succeed(session, job, None, JobResult.model_validate(source.result), layers, files, cached_from=source.id)
+    succeed(session, job, fence, JobResult.model_validate(source.result), layers, files, cached_from=source.id)
 
 
 def _content(model: Model, hashes: Mapping[str, str | None]) -> Mapping[str, Any]:

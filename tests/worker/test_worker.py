@@ -222,6 +222,18 @@ def _assert_published(bench: Bench, job_id: str) -> None:
         assert json.loads(_read(bench, files["manifest.json"]))["metrics"]["quantized"]["kl"] > 0
 
 
+def test_a_job_whose_equal_ended_while_it_waited_is_not_computed_again(bench: Bench) -> None:
+    jobs = [bench.submit(cache_key="e" * 64) for _ in range(2)]
+    with worker_process(bench.settings):
+        ended = [wait_for_end(bench.database, job_id) for job_id in jobs]
+    assert {job.status for job in ended} == {JobStatus.SUCCEEDED}
+    assert sorted(job.cache_hit for job in ended) == [False, True]
+    assert ended[0].result == ended[1].result
+    with bench.database.read() as session:
+        files = [set(session.scalars(select(Artifact.sha256).where(Artifact.job_id == job_id))) for job_id in jobs]
+    assert files[0] == files[1] != set()
+
+
 def test_a_running_job_is_cancelled_within_five_seconds_and_leaves_no_process(bench: Bench) -> None:
     with worker_process(bench.settings):
         job_id = bench.submit_busy()
