@@ -81,7 +81,7 @@ def write_manifest(
         "totals": totals,
         "metrics": None,
         "findings": list(findings),
-        "layers": report.to_dict()["layers"],
+        "layers": [_without_histogram(layer) for layer in report.to_dict()["layers"]],
     }
     _write(folder, manifest)
 
@@ -138,6 +138,11 @@ def _write(folder: Path, manifest: dict[str, Any]) -> None:
     own = {path.name: hash_file(path)["sha256"] for path in (folder / MANIFEST_NAME, folder / CARD_NAME)}
     sums = {name: entry["sha256"] for name, entry in manifest["outputs"].items()} | own
     write_file(folder / SUMS_NAME, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
+
+
+def _without_histogram(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what would make the manifest of a model with thousands of experts several times as large."""
+    return {key: value for key, value in layer.items() if key != "histogram"}
 
 
 def _files(folder: Path, but: set[str]) -> list[Path]:

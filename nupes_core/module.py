@@ -22,6 +22,7 @@ from nupes_core.datadriven.layer import matrix_of
 from nupes_core.errors import CalibrationError, InvalidConfigError, NoQuantizableLayersError, naming
 from nupes_core.globalexponent import Matrix, global_exponent
 from nupes_core.header import TensorInfo
+from nupes_core.histogram import weight_histogram
 from nupes_core.inference import output_tensors, run_samples
 from nupes_core.layers import REPLACEMENTS
 from nupes_core.quality import weight_error
@@ -277,6 +278,7 @@ def _layer_report(layer: _Layer, found: TrainedLayer) -> LayerReport:
         cosine=error.cosine,
         activation_bits=layer.activation.bits if layer.activation else None,
         codes_moved=found.moved,
+        histogram=weight_histogram(matrix, weight),
     )
 
 

@@ -475,6 +475,7 @@ def _quantized(tensor: PlannedTensor, coding: Coding, index: int, matrix: Quanti
         cosine=_rounded(matrix.error.cosine),
         codes_moved=matrix.moved,
         activation_bits=coding.activation.bits if coding.activation else None,
+        histogram=matrix.histogram,
     )
 
 

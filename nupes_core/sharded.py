@@ -73,7 +73,11 @@ def read_finished(
 
 
 def _layers(content: Iterable[Mapping[str, Any]]) -> tuple[LayerReport, ...]:
-    return tuple(LayerReport(**{**each, "shape": tuple(each["shape"])}) for each in content)
+    return tuple(LayerReport(**{name: _frozen(value) for name, value in each.items()}) for each in content)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _made_by(config: QuantizationConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from nupes_core.activations import dynamic_quantizer
 from nupes_core.checkpoint import as_tensor
 from nupes_core.datadriven.blockresult import CommittedLayer
 from nupes_core.errors import NumericsError, naming
+from nupes_core.histogram import weight_histogram
 from nupes_core.planned import Coding, PlannedTensor
 from nupes_core.quality import WeightError, weight_error
 from nupes_core.recipe import Recipe
@@ -27,6 +28,7 @@ _HINT = "The checkpoint is damaged or was saved after a diverged training; there
 class QuantizedMatrix:
     """One matrix done: stored form, decoded [rows, cols] in the original dtype, and the loss between them.
 
+    `histogram` is what `nupes_core.histogram` counts of the original, smoothed where that was done.
     `inputs` is what is stored of the quantizer of the layer's input, empty where that stays float; `moved` the share of
     codes that training changed, None without training.
     """
@@ -34,6 +36,7 @@ class QuantizedMatrix:
     weight: QuantizedWeight
     decoded: torch.Tensor
     error: WeightError
+    histogram: tuple[int, ...]
     inputs: Mapping[str, torch.Tensor]
     moved: float | None = None
 
@@ -98,7 +101,7 @@ class TensorWork:
         error = weight_error(w, decoded)
         if not error.finite:
             raise NumericsError(f"{tensor.name} decodes to values beyond the range of {tensor.dtype}", hint=_HINT)
-        return QuantizedMatrix(weight, decoded, error, inputs)
+        return QuantizedMatrix(weight, decoded, error, weight_histogram(w, weight), inputs)
 
 
 def input_tensors(coding: Coding) -> Mapping[str, torch.Tensor]:

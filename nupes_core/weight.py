@@ -86,11 +86,14 @@ class QuantizedWeight:
         For weights on the uniform grid: layout `signed`, exponent 1, so that level k/2^(bits-1) times the scale of the
         group is k times a scale that is smaller by a power of two.
         """
+        return (self.scales() / (1 << (self.format.bits - 1))).to(dtype)
+
+    def scales(self, step: int = 1) -> torch.Tensor:
+        """Return the signed scales of every `step`-th row from the first on, float32 [rows, groups]."""
         fmt = self.format
-        words = _slice(self.tensors["scales"], fmt.word_bits, 0, fmt.rows * fmt.groups).long()
-        rows = self.tensors["bases"][_blocks(range(fmt.rows), fmt, words.device)]
-        scales, _ = decode_scales(words.view(fmt.rows, fmt.groups), rows, fmt)
-        return (scales / (1 << (fmt.bits - 1))).to(dtype)
+        words = _slice(self.tensors["scales"], fmt.word_bits, 0, fmt.rows * fmt.groups).view(fmt.rows, fmt.groups)
+        bases = self.tensors["bases"][_blocks(range(0, fmt.rows, step), fmt, words.device)]
+        return decode_scales(words[::step].long(), bases, fmt)[0]
 
     def packed_words(self) -> torch.Tensor:
         """Return the codes as int32 [rows, cols·bits/32], packed from the lowest bit on; rows must end on a word."""

@@ -19,7 +19,7 @@ from app.db.tables import Artifact, Job, Model
 from app.jobs import repository
 from app.jobs.outcomes import PublishedFile, succeed
 from app.jobs.transitions import Fence
-from app.jobs.views import layer_view
+from app.jobs.views import counted_layer_view
 from app.models import repository as models
 from app.storage import BlobStore
 from app.uploads import repository as uploads
@@ -74,7 +74,7 @@ def answer_from(session: Session, job: Job, answer: Answer, fence: Fence | None 
     It is judged by its own gates.
     """
     source = answer.source
-    layers = [layer_view(row) for row in repository.layers(session, source.id, -1, None)]
+    layers = [counted_layer_view(row) for row in repository.layers(session, source.id, -1, None, histograms=True)]
     files = [_published(file) for file in answer.files]
     repository.copy_metrics(session, source.id, job.id)
     succeed(session, job, fence, JobResult.model_validate(source.result), layers, files, cached_from=source.id)

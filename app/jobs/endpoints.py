@@ -31,7 +31,7 @@ from app.jobs.metrics import MAX_NAME, MIN_POINTS, read_metrics
 from app.jobs.prefer import preferred_wait, while_connected
 from app.jobs.repository import JobState
 from app.jobs.stream import event_stream, resume_point
-from app.jobs.views import JOBS_PATH, event_view, job_view, layer_view, shard_view
+from app.jobs.views import JOBS_PATH, counted_layer_view, event_view, job_view, layer_view, shard_view
 from nupes_client.schemas.audit import AuditAction
 from nupes_client.schemas.base import Page
 from nupes_client.schemas.jobs import Job, JobCreate, JobEvent, JobMetrics, JobPatch, JobStatus, Layer, Shard
@@ -47,6 +47,7 @@ _LAYER_FORMATS = {"json": "application/json", "csv": "text/csv"}
 IdempotencyKey = Annotated[str | None, Header(description="The same key and body twice make one job.")]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Rows per page.")]
 Position = Annotated[int, Query(ge=0, lt=1 << 63)]
+LayerName = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 SeriesName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME)]
 Cursor = Annotated[int | None, Query(ge=0, lt=1 << 63, description="`next_cursor` of the page before.")]
 
@@ -201,17 +202,20 @@ def list_layers(
     session: ReadSession,
     limit: Limit = MAX_LIMIT,
     cursor: Cursor = None,
+    name: Annotated[list[LayerName], Query(max_length=MAX_LIMIT, description="Only these; repeat the parameter.")] = [],  # noqa: B006
+    include: Annotated[list[Literal["histogram"]], Query(description="What else to tell, not in CSV.")] = [],  # noqa: B006
     format: Annotated[Literal["json", "csv"] | None, Query(description="Wins over `Accept`.")] = None,  # noqa: A002
 ) -> Response | Page[Layer]:
     """What was done to each weight, in checkpoint order. CSV has all rows at once."""
     service.get(session, principal.tenant_id, job_id)
     if (format or negotiate(request, _LAYER_FORMATS)) == "csv":
-        lines = layers_csv(repository.layers(session, job_id, -1, None))
+        lines = layers_csv(repository.layers(session, job_id, -1, None, names=name))
         headers = {"Content-Disposition": f'attachment; filename="{job_id}-layers.csv"', "Vary": "Accept"}
         return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)
-    found = repository.layers(session, job_id, -1 if cursor is None else cursor, limit + 1)
-    layers = found[:limit]
-    return _page([layer_view(layer) for layer in layers], len(found) > limit, layers[-1].position if layers else 0)
+    after, counted = -1 if cursor is None else cursor, "histogram" in include
+    found = repository.layers(session, job_id, after, limit + 1, names=name, histograms=counted)
+    layers, view = found[:limit], counted_layer_view if counted else layer_view
+    return _page([view(layer) for layer in layers], len(found) > limit, layers[-1].position if layers else 0)
 
 
 @router.get("/{job_id}/shards")

@@ -10,11 +10,14 @@ from app.db.tables import JobLayer
 from app.jobs.views import layer_view
 from nupes_client.schemas.jobs import Layer
 
-COLUMNS = tuple(Layer.model_fields)
+COLUMNS = tuple(name for name in Layer.model_fields if name != "histogram")
 
 
 def layers_csv(layers: Sequence[JobLayer]) -> Iterator[str]:
-    """Yield the lines of a CSV (RFC 4180): a header, then a row per layer; shapes as `128x512`, nothing for null."""
+    """Yield the lines of a CSV (RFC 4180): a header, then a row per layer; shapes as `128x512`, nothing for null.
+
+    Histograms are left out.
+    """
     yield _line(COLUMNS)
     for layer in layers:
         row = layer_view(layer).model_dump()

@@ -163,7 +163,9 @@ def _json(model: BaseModel) -> dict[str, Any]:
 
 def _layer_rows(job: Job, layers: Sequence[Layer]) -> Iterable[JobLayer]:
     for position, layer in enumerate(layers):
-        yield JobLayer(job_id=job.id, position=position, name=layer.name, data=_json(layer))
+        data = _json(layer)
+        histogram = data.pop("histogram")
+        yield JobLayer(job_id=job.id, position=position, name=layer.name, data=data, histogram=histogram)
 
 
 def _artifact_rows(job: Job, files: Sequence[PublishedFile]) -> Iterable[Artifact]:

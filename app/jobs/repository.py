@@ -8,7 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import Select, and_, bindparam, delete, insert, literal, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import QueryableAttribute, Session, aliased
+from sqlalchemy.orm import QueryableAttribute, Session, aliased, undefer
 
 from app.db.tables import (
     Artifact,
@@ -159,9 +159,24 @@ def events_of_types(session: Session, job_id: str, types: Sequence[str]) -> Sequ
     return session.scalars(query).all()
 
 
-def layers(session: Session, job_id: str, after: int, limit: int | None) -> Sequence[JobLayer]:
-    """Layers behind position `after`, in checkpoint order; the caller has checked the tenant."""
+def layers(
+    session: Session,
+    job_id: str,
+    after: int,
+    limit: int | None,
+    *,
+    names: Sequence[str] = (),
+    histograms: bool = False,
+) -> Sequence[JobLayer]:
+    """Layers behind position `after`, in checkpoint order; the caller has checked the tenant.
+
+    Only those called so, of all when empty; with their histograms where asked for.
+    """
     query = select(JobLayer).where(JobLayer.job_id == job_id, JobLayer.position > after).order_by(JobLayer.position)
+    if names:
+        query = query.where(JobLayer.name.in_(names))
+    if histograms:
+        query = query.options(undefer(JobLayer.histogram))
     return session.scalars(query.limit(limit)).all()
 
 

@@ -55,8 +55,13 @@ def event_view(event: tables.JobEvent) -> wire.JobEvent:
 
 
 def layer_view(layer: tables.JobLayer) -> wire.Layer:
-    """The layer as clients see it."""
+    """The layer as clients see it, without its histogram."""
     return wire.Layer.model_validate(layer.data)
+
+
+def counted_layer_view(layer: tables.JobLayer) -> wire.Layer:
+    """The layer with its histogram, which has to be loaded."""
+    return wire.Layer.model_validate({**layer.data, "histogram": layer.histogram})
 
 
 def shard_view(shard: tables.JobShard) -> wire.Shard:

@@ -136,9 +136,16 @@ class Jobs:
         """Yield what happened so far."""
         return every(self._transport, f"/v1/jobs/{job_id}/events", JobEvent, params={"after": after or None})
 
-    def layers(self, job_id: str) -> Iterator[Layer]:
-        """Yield the weights of the model and what was done to each."""
-        return every(self._transport, f"/v1/jobs/{job_id}/layers", Layer)
+    def layers(self, job_id: str, *, names: Sequence[str] = (), histograms: bool = False) -> Iterator[Layer]:
+        """Yield the weights of the model and what was done to each.
+
+        Args:
+            job_id: the job.
+            names: only these; all when empty.
+            histograms: whether to tell how the weights of each spread over its grid.
+        """
+        params = {"name": list(names) or None, "include": "histogram" if histograms else None}
+        return every(self._transport, f"/v1/jobs/{job_id}/layers", Layer, params=params)
 
     def metrics(
         self, job_id: str, *, series: Sequence[str] = (), max_points: int | None = None

@@ -542,6 +542,11 @@ class Layer(Response):
     skipped_reason: str | None
     codes_moved: float | None = Field(None, description="Share of codes that training moved, 0 to 1.")
     activation_bits: int | None = Field(None, description="Of the layer's inputs.")
+    histogram: list[int] | None = Field(
+        None,
+        description="With `include=histogram`: counts of weights over the scale of their group, in bins of equal width "
+        "over [-1, 1], where the levels of the grid lie. Of a sample of rows where the layer is large.",
+    )
 
 
 class MetricPoint(Response):

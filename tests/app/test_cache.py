@@ -43,7 +43,7 @@ def compute(api: Api, job: dict[str, Any]) -> str:
         row = session.get_one(Job, job["id"])
         write_points(session, job["id"], fence, [Point.of("loss", 0, 1.5)])
         files = [make_file("model.safetensors", SHA256, len(CONTENT))]
-        outcomes.succeed(session, row, fence, make_result(), [make_layer()], files)
+        outcomes.succeed(session, row, fence, make_result(), [make_layer(histogram=[1, 2])], files)
     return str(job["id"])
 
 
@@ -60,7 +60,7 @@ def test_an_equal_job_is_answered_at_once_with_files_and_figures_of_its_own(api:
     mine, theirs = artifact_of(api, second["id"]), artifact_of(api, first)
     assert mine["id"] != theirs["id"]
     assert (mine["sha256"], mine["path"], mine["size"]) == (theirs["sha256"], theirs["path"], theirs["size"])
-    for part in ("layers", "metrics"):
+    for part in ("layers?include=histogram", "metrics"):
         parts = [api.get(f"/v1/jobs/{job_id}/{part}").json()["data"] for job_id in (first, second["id"])]
         assert parts[0] == parts[1] != []
     events = api.get(f"/v1/jobs/{second['id']}/events").json()["data"]

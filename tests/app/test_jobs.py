@@ -635,6 +635,19 @@ def test_layers_come_in_checkpoint_order_and_in_pages(api: Api) -> None:
     assert seen == names
 
 
+def test_layers_are_narrowed_by_name_and_tell_their_histogram_where_it_is_asked_for(api: Api) -> None:
+    job_id = api.add_job()
+    fence = claim(api.database, job_id)
+    with api.database.write() as session:
+        layers = [make_layer(name, histogram=[1, 2, number]) for number, name in enumerate("abc")]
+        layers.append(make_layer("left alone", bits=None))
+        outcomes.succeed(session, session.get_one(Job, job_id), fence, make_result(), layers, [])
+    path = f"/v1/jobs/{job_id}/layers"
+    assert {layer["histogram"] for layer in api.get(path).json()["data"]} == {None}
+    found = api.get(path, params={"include": "histogram", "name": ["c", "left alone", "nobody"]}).json()
+    assert [(layer["name"], layer["histogram"]) for layer in found["data"]] == [("c", [1, 2, 2]), ("left alone", None)]
+
+
 @pytest.mark.parametrize(("headers", "query"), [({"Accept": "text/csv"}, ""), ({}, "?format=csv")])
 def test_layers_as_csv_have_a_header_and_a_row_each(lite: Api, headers: dict[str, str], query: str) -> None:
     job_id = lite.add_job()

@@ -209,7 +209,7 @@ def test_success_writes_result_layers_artifacts_and_verdict_together(database: D
     gates = {"max_bytes": 400, "min_coverage_pct": 99}
     job_id = new_job(database, spec={"evaluation": None, "gates": gates})
     fence = claim(database, job_id)
-    layers = [make_layer("b"), make_layer("a", mse=float("nan"))]
+    layers = [make_layer("b", histogram=[3, 4]), make_layer("a", mse=float("nan"))]
     with database.write() as session:
         files = [make_file("b.json"), make_file("a.json")]
         outcomes.succeed(session, session.get_one(Job, job_id), fence, make_result(), layers, files)
@@ -220,6 +220,7 @@ def test_success_writes_result_layers_artifacts_and_verdict_together(database: D
     with database.read() as session:
         rows = session.scalars(select(JobLayer).where(JobLayer.job_id == job_id).order_by(JobLayer.position)).all()
         assert [(row.name, row.data["mse"]) for row in rows] == [("b", 1e-5), ("a", None)]
+        assert "histogram" not in rows[0].data
         newest_first = session.scalars(select(Artifact).order_by(Artifact.id.desc())).all()
         assert [file.path for file in newest_first] == ["a.json", "b.json"]
     assert events_of(database, job_id)[-1].data["verdict"] == "failed"

@@ -21,6 +21,7 @@ from nupes_client.files import sha256_of
 from nupes_client.schemas.jobs import Job, JobCreate, JobStatus, ModelRef
 from nupes_client.schemas.models import Model
 from nupes_client.schemas.uploads import UploadStatus
+from tests.app.jobrows import make_layer
 from tests.client import work
 from tests.client.conftest import RunningService
 
@@ -218,3 +219,11 @@ def test_curves_come_thinned_out_on_demand(client: Client, model: Model, service
     assert (found.name, found.count) == ("loss/b", 100)
     assert len(found.points) <= 10
     assert (found.points[0].value, found.points[-1].value) == (1.0, 0.01)
+
+
+def test_layers_tell_their_histogram_on_demand(client: Client, model: Model, service: RunningService) -> None:
+    job = client.jobs.create(body(model))
+    layers = [make_layer(name, histogram=[5, index]) for index, name in enumerate("ab")]
+    work.succeed(service.database, job.id, layers=layers)
+    assert [layer.histogram for layer in client.jobs.layers(job.id)] == [None, None]
+    assert [layer.histogram for layer in client.jobs.layers(job.id, names=["b"], histograms=True)] == [[5, 1]]

@@ -52,7 +52,8 @@ def succeed(database: Database, job_id: str, *, gate_passed: bool | None = None,
     with database.write() as session:
         for position, layer in enumerate(layers):
             data = layer.model_dump(mode="json")
-            session.add(JobLayer(job_id=job_id, position=position, name=layer.name, data=data))
+            histogram = data.pop("histogram")
+            session.add(JobLayer(job_id=job_id, position=position, name=layer.name, data=data, histogram=histogram))
     gates = [] if gate_passed is None else [GateResult(gate="max_bytes", limit=1.0, measured=2.0, passed=gate_passed)]
     verdict = None if gate_passed is None else "passed" if gate_passed else "failed"
     columns = {"result": RESULT.model_dump(), "verdict": verdict, "gates": [gate.model_dump() for gate in gates]}

@@ -74,6 +74,7 @@ def test_blocks_of_every_family_are_found_trained_and_loaded(family: str, tmp_pa
     in_blocks = [layer.name for layer in report.layers if layer.bits and re.search(r"\.[01]\.", layer.name)]
     assert [layer.name for layer in trained] == in_blocks
     assert len(trained) >= 8
+    assert all(layer.histogram and sum(layer.histogram) > 0 for layer in trained)
 
 
 def test_no_stage_makes_the_held_out_loss_worse(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def test_the_manifest_accounts_for_every_input_and_output(made: tuple[Path, Repo
     assert {"nupes", "torch", "python"} <= set(manifest["versions"])
     assert manifest["totals"]["coverage_pct"] == report.coverage_pct
     assert len(manifest["layers"]) == len(report.layers)
+    assert any(layer.histogram for layer in report.layers)
+    assert not any("histogram" in layer for layer in manifest["layers"])
     assert manifest["metrics"] is None
     assert "tokenizer_config.json: dropped auto_map" in manifest["findings"]
 

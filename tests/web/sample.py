@@ -98,6 +98,7 @@ def _layers(bits: int) -> list[Layer]:
             f"model.layers.{block}.{part}",
             bits=bits,
             exponent=0.5 + 0.05 * ((3 * block + index) % 9),
+            histogram=[round(1000 * math.exp(-((place - 31.5) ** 2) / 300)) for place in range(64)],
             sqnr_db=6.0 * bits - 3 + math.sin(block + index),
         )
         for block in range(6)

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, expect
 
 from app.settings import Settings
 from nupes_client.client import Client
+from nupes_core.histogram import BINS
 from tests.models import llama
 from tests.stack import Stack, running_stack
 from tests.web.conftest import WAIT_MS, Watch, sign_in
@@ -50,6 +51,8 @@ def test_a_model_is_dropped_quantized_watched_and_downloaded(browser: Browser, s
     expect(page.locator("#live")).to_contain_text("gates passed")
     expect(page.locator("#layer-charts canvas")).to_have_count(3)
     expect(page.locator("#log-lines")).to_contain_text("status succeeded")
+    expect(page.locator("#grid-chart .level")).to_have_count(16)
+    expect(page.locator("#grid-chart .bar")).to_have_count(BINS)
     expect(page.locator(".phases li[data-state=done]").first).to_be_visible()
 
     row = page.get_by_role("row", name="nupes/model.safetensors")

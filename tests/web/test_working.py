@@ -67,6 +67,7 @@ def test_layers_are_sorted_and_chosen_by_keyboard(page: Page, site: Site) -> Non
     chosen.press("Enter")
     expect(page.locator("#grid-chart h3")).to_contain_text("model.layers.3.mlp.up_proj: 8 levels")
     expect(page.locator("#grid-chart .level")).to_have_count(8)
+    expect(page.locator("#grid-chart .bar")).to_have_count(64)
 
 
 def test_the_plan_follows_the_form_and_says_which_field_is_wrong(page: Page, site: Site, watch: Watch) -> None:

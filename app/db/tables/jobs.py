@@ -130,7 +130,9 @@ class JobLayer(Base):
     position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     name: Mapped[str] = mapped_column(Text)
     data: Mapped[dict[str, Any]]
-    """A `nupes_client.schemas.jobs.Layer`."""
+    """A `nupes_client.schemas.jobs.Layer` without its histogram."""
+    histogram: Mapped[list[Any] | None] = mapped_column(JsonColumn, deferred=True, deferred_raiseload=True)
+    """Read where it is asked for: pages of layers stay small. NULL: nothing was counted."""
 
 
 class JobMetric(Base):

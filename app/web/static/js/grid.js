@@ -23,7 +23,12 @@ export function drawGrid(place, layer) {
   drawing.append(...bars(layer.histogram ?? []), ...ticks(levels(layer.layout, layer.bits, layer.exponent)), ...scale());
   const title = document.createElement("h3");
   title.textContent = described(layer);
-  place.replaceChildren(title, drawing);
+  const legend = document.createElement("p");
+  legend.className = "quiet";
+  legend.textContent = layer.histogram?.length
+    ? "Lines: levels. Bars: the layer's weights over the scale of their group."
+    : "Lines: levels, over the scale of the group.";
+  place.replaceChildren(title, drawing, legend);
 }
 
 const described = (layer) =>

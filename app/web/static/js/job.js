@@ -155,8 +155,20 @@ function makeSelectable(table, layers) {
     button.addEventListener("click", () => {
       table.querySelector("[aria-current]")?.removeAttribute("aria-current");
       row.setAttribute("aria-current", "true");
-      drawGrid(document.getElementById("grid-chart"), layer);
+      showGrid(layer).catch(complain);
     });
   }
   table.querySelector("button.link")?.click();
+}
+
+// The levels at once; the histogram, which pages of layers leave out, when it has come and is still wanted.
+async function showGrid(layer) {
+  const place = document.getElementById("grid-chart");
+  place.dataset.layer = layer.name;
+  drawGrid(place, layer);
+  if (layer.histogram !== null) return;
+  const query = new URLSearchParams({ name: layer.name, include: "histogram" });
+  const answer = await call("GET", `${document.getElementById("layer-charts").dataset.layers}?${query}`);
+  layer.histogram = answer.data[0]?.histogram ?? [];
+  if (place.dataset.layer === layer.name) drawGrid(place, layer);
 }
