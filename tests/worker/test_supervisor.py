@@ -118,16 +118,21 @@ supervise(command, lambda event: None, lambda: None, 1.0)
 """
 
 
-def test_a_child_dies_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
-    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(tmp_path)], cwd=REPOSITORY)
-    pid_file = tmp_path / "pid"
+def _await_end_of_child_when_killed(supervisor_code: str, folder: Path) -> None:
+    """Start a supervisor, kill it once its child runs, and wait for the end of the child."""
+    supervisor = subprocess.Popen([sys.executable, "-c", supervisor_code, str(folder)], cwd=REPOSITORY)
+    pid_file = folder / "pid"
     try:
-        wait_for(lambda: pid_file.is_file() and pid_file.read_text(), 20, "start of the child")
+        wait_for(lambda: pid_file.is_file() and pid_file.read_text(), 60, "start of the child")
     finally:
         supervisor.kill()
         supervisor.wait()
     pid = int(pid_file.read_text())
-    wait_for(lambda: not _runs(pid), 5, "end of the child")
+    wait_for(lambda: not _runs(pid), 20, "end of the child")
+
+
+def test_a_child_dies_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    _await_end_of_child_when_killed(SUPERVISOR, tmp_path)
 
 
 @pytest.mark.parametrize("network", ["shared", "none"])
@@ -151,14 +156,7 @@ def test_a_child_without_network_dies_with_its_supervisor_too(tmp_path: Path) ->
     network: Network = "none" if isolation() == "namespace" else "shared"
     code = SUPERVISOR.replace('folder / "log")', f'folder / "log", network="{network}")')
     assert code != SUPERVISOR
-    supervisor = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY)
-    pid_file = tmp_path / "pid"
-    try:
-        wait_for(lambda: pid_file.is_file() and pid_file.read_text(), 20, "start of the child")
-    finally:
-        supervisor.kill()
-        supervisor.wait()
-    wait_for(lambda: not _runs(int(pid_file.read_text())), 5, "end of the child")
+    _await_end_of_child_when_killed(code, tmp_path)
 
 
 def test_a_file_can_not_grow_far_beyond_the_plan(tmp_path: Path) -> None:
