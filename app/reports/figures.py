@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nupes_client.schemas.jobs import GateResult, Job, JobResult, JobStatus, Layer
+from nupes_client.schemas.jobs import GateResult, Job, JobResult, JobStatus, Layer, Quality
 
 WORST = 20
 """Layers that a short report names: those with the lowest signal-to-noise ratio."""
 
 Figure = tuple[str, str, str]
+
+_QUALITIES = (("perplexity", "perplexity"), ("KL per token, nats", "kl"), ("same top token", "top1_agreement"))
+"""What a figure of quality is called, and its field in `Quality`."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,33 @@ def _quality(result: JobResult) -> Iterator[Figure]:
     if result.metrics is None:
         return
     before, after = result.metrics.baseline, result.metrics.quantized
-    for label, name in (
-        ("perplexity", "perplexity"),
-        ("KL per token, nats", "kl"),
-        ("same top token", "top1_agreement"),
-    ):
+    for label, name in _QUALITIES:
         if getattr(after, name) is not None:
             yield label, number(getattr(before, name)), number(getattr(after, name))
+
+
+def format_table(result: JobResult | None) -> list[list[str]]:
+    """Size and quality of each format: the heads, then a row for each. Empty where `figures` says it all."""
+    if result is None or len(result.formats) <= 1:
+        return []
+    measured = [each.metrics.quantized if each.metrics else None for each in result.formats]
+    qualities = [(label, name) for label, name in _QUALITIES if any(_has(each, name) for each in measured)]
+    heads = ["format", "bytes", "bits per quantized weight", "parameters quantized", *(label for label, _ in qualities)]
+    rows = [
+        [
+            each.format,
+            number(each.bytes_after),
+            number(each.bits_per_weight),
+            f"{each.coverage_pct:.2f} %",
+            *(number(getattr(quality, name, None)) for _, name in qualities),
+        ]
+        for each, quality in zip(result.formats, measured, strict=True)
+    ]
+    return [heads, *rows]
+
+
+def _has(quality: Quality | None, name: str) -> bool:
+    return getattr(quality, name, None) is not None
 
 
 def cases(job: Job) -> list[Case]:

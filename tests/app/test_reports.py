@@ -16,7 +16,7 @@ from app.jobs import outcomes
 from app.jobs.transitions import record
 from app.reports.rendering import KINDS
 from app.settings import Settings
-from nupes_client.schemas.jobs import JobError, JobPhase
+from nupes_client.schemas.jobs import FormatResult, JobError, JobPhase
 from nupes_client.schemas.problems import JobErrorCode
 from nupes_client.schemas.reports import JobComparison, JobReport
 from tests.app.api import Api, open_api
@@ -169,6 +169,41 @@ def test_markdown_has_the_figures(api: Api) -> None:
     assert "| bytes | 1,000 | 300 |" in text
     assert "| perplexity | 10 | 10.5 |" in text
     assert "| max\\_bytes | 300 | 299 | FAILED |" in text
+
+
+def test_each_format_of_a_job_has_its_own_size_and_quality(api: Api) -> None:
+    sizes = {"nupes": (300, 0.01), "gguf": (1400, 0.25)}
+    formats = [
+        FormatResult(
+            format=name,
+            bytes_after=size,
+            bits_per_weight=4.25,
+            coverage_pct=97,
+            metrics=make_metrics(10.0, 10.5, kl=kl),
+        )
+        for name, (size, kl) in sizes.items()
+    ]
+    job_id = succeed(api, api.add_job(spec=SPEC), formats=formats)
+    text = report(api, job_id, "markdown").text
+    head = "| format | bytes | bits per quantized weight | parameters quantized | perplexity | KL per token, nats |\n"
+    rows = "| nupes | 300 | 4.25 | 97.00 % | 10.5 | 0.01 |\n| gguf | 1,400 | 4.25 | 97.00 % | 10.5 | 0.25 |\n"
+    assert f"\n\n{head}|---|---:|---:|---:|---:|---:|\n{rows}\n" in text
+    assert '<tr><td>gguf</td><td class="n">1,400</td>' in report(api, job_id, "html").text
+    properties = {
+        each.get("name"): each.get("value") for each in ET.fromstring(report(api, job_id, "junit").text).iter()
+    }
+    assert (properties["gguf: bytes"], properties["nupes: KL per token, nats"]) == ("1,400", "0.01")
+    assert [each["bytes_after"] for each in report(api, job_id, "json").json()["job"]["result"]["formats"]] == [
+        300,
+        1400,
+    ]
+
+
+def test_a_single_format_needs_no_table(api: Api) -> None:
+    only = FormatResult(format="nupes", bytes_after=300, bits_per_weight=4.25, coverage_pct=97)
+    job_id = succeed(api, api.add_job(spec=SPEC), formats=[only])
+    assert "| format |" not in report(api, job_id, "markdown").text
+    assert "Formats" not in report(api, job_id, "html").text
 
 
 @pytest.mark.parametrize("wanted", KINDS)
