@@ -88,6 +88,7 @@ class AsyncKeys:
         self.create = threads.awaited(keys.create)
         self.get = threads.awaited(keys.get)
         self.list = threads.iterated(keys.list)
+        self.login_link = threads.awaited(keys.login_link)
         self.revoke = threads.awaited(keys.revoke)
         self.rotate = threads.awaited(keys.rotate)
 

@@ -29,7 +29,7 @@ from starlette.requests import Request
 from app.core import sessions
 from app.core.clock import now
 from app.core.gathering import Gatherer
-from app.core.problems import ForbiddenError, UnauthorizedError
+from app.core.problems import ForbiddenError, ProblemError, UnauthorizedError
 from app.core.quotas import quotas_of
 from app.core.ratelimit import RateGuard
 from app.db.session import Database
@@ -150,7 +150,7 @@ def known_keys(database: Database) -> KeyReader:
 async def _identify(request: Request, secret: str) -> tuple[ApiKey, Quotas]:
     keys: KeyReader = request.app.state.keys
     row, overrides = await keys.ask(parse_secret(secret)) or (None, None)
-    key = _checked(row, hash_secret(secret, request.app.state.pepper))
+    key = require_valid(row, hash_secret(secret, request.app.state.pepper))
     return key, quotas_of(request.app.state.settings, overrides)
 
 
@@ -180,14 +180,20 @@ async def _identify_session(request: Request) -> tuple[ApiKey, Quotas]:
     issued_for = next((each for each in hashes if each and token.matches(each, pepper)), None)
     if issued_for is None:
         raise sessions.ended_session()
-    key = _checked(row, issued_for)
+    key = require_valid(row, issued_for)
     sessions.check_csrf(request, token, pepper)
     request.state.csrf_token = token.csrf_token(pepper)
     return key, quotas_of(request.app.state.settings, overrides)
 
 
-def _checked(key: ApiKey | None, hashed: str) -> ApiKey:
-    """Return the key when the secret is its own and it is valid; the same time is taken for each reason to refuse."""
+def require_valid(key: ApiKey | None, hashed: str) -> ApiKey:
+    """Return the key when the secret with this hash is its own and it is valid.
+
+    The same time is taken for each reason to refuse.
+
+    Raises:
+        UnauthorizedError: it is not.
+    """
     current = hmac.compare_digest(key.secret_hash if key else _NO_HASH, hashed)
     previous = hmac.compare_digest((key.previous_hash if key else None) or _NO_HASH, hashed)
     if key is None or not (current or previous):
@@ -235,6 +241,24 @@ def _touch(database: Database, key: ApiKey) -> None:
 
 
 Authenticated = Annotated[Principal, Depends(_authenticate)]
+
+
+async def _presented_secret(
+    _principal: Authenticated, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+) -> str:
+    """The secret of the key that a request carries.
+
+    Raises:
+        ProblemError: 403, it carries the session of a browser instead, which must not make itself longer.
+    """
+    if credentials is None:
+        raise ProblemError(
+            403, "key_needed", "Forbidden", "the session of a browser can not do this", hint="Send the API key itself."
+        )
+    return credentials.credentials
+
+
+PresentedSecret = Annotated[str, Depends(_presented_secret)]
 
 
 def _require(scope: str) -> Callable[[Principal], Awaitable[Principal]]:

@@ -9,6 +9,7 @@ from app.artifacts.retention import expire_artifacts
 from app.core.clock import now
 from app.db.session import Database
 from app.jobs import idempotency
+from app.keys import links
 from app.settings import Settings
 from app.storage import BlobStore
 from app.storage.garbage import collect
@@ -36,6 +37,7 @@ def sweep_shared(database: Database, store: BlobStore, settings: Settings) -> Sw
     with database.write() as session:
         expired = upload_service.purge_expired(session)
         idempotency.purge(session)
+        links.purge(session)
     jobs = expire_artifacts(database, settings.artifact_ttl_s) if settings.artifact_ttl_s else 0
     freed = collect(database, store, timedelta(seconds=settings.garbage_grace_s))
     return Swept(expired, jobs, freed)

@@ -7,11 +7,11 @@ from fastapi import APIRouter, Request, Response, status
 from app.core.deps import ReadSession, WriteSession
 from app.core.openapi import problems
 from app.core.pagination import PageParams, paginate
-from app.core.security import KeysManage
+from app.core.security import Authenticated, KeysManage, PresentedSecret
 from app.db.tables import ApiKey
 from app.keys import repository, service
 from nupes_client.schemas.base import Page
-from nupes_client.schemas.keys import Key, KeyCreate, KeyCreated, KeyRotate
+from nupes_client.schemas.keys import Key, KeyCreate, KeyCreated, KeyRotate, LoginLink
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
 
@@ -31,6 +31,17 @@ def list_keys(who: KeysManage, session: ReadSession, params: PageParams) -> Page
     """Keys of the tenant, newest first."""
     rows, cursor = paginate(session, repository.listing(who.tenant_id), ApiKey.id, params)
     return Page(data=[service.view(row) for row in rows], next_cursor=cursor, has_more=cursor is not None)
+
+
+@router.post("/login-links", status_code=status.HTTP_201_CREATED)
+def create_login_link(
+    who: Authenticated, secret: PresentedSecret, session: WriteSession, request: Request
+) -> LoginLink:
+    """Make a link that signs a browser in with the key of this request, once and within ten minutes.
+
+    Opening it asks whether to sign in, so a preview does not use it up.
+    """
+    return service.login_link(session, request.app.state.pepper, who, secret)
 
 
 @router.get("/{key_id}")

@@ -13,9 +13,9 @@ from app.core.ids import new_id
 from app.core.problems import ConflictError, ForbiddenError, NotFoundError, ValidationProblem
 from app.core.security import PREFIX_LENGTH, Principal, hash_secret, is_open, make_secret
 from app.db.tables import ApiKey, Tenant
-from app.keys import repository
+from app.keys import links, repository
 from nupes_client.schemas.audit import AuditAction
-from nupes_client.schemas.keys import Key, KeyCreate, KeyCreated, KeyRotate
+from nupes_client.schemas.keys import Key, KeyCreate, KeyCreated, KeyRotate, LoginLink
 
 DEFAULT_TENANT = "default"
 
@@ -38,6 +38,14 @@ def create(session: Session, pepper: bytes, who: Principal, body: KeyCreate) -> 
     row, secret = add_key(session, pepper, who.tenant_id, body.name, body.scopes, body.expires_at)
     audit.record(session, who, AuditAction.KEY_CREATED, row.id)
     return _with_secret(row, secret)
+
+
+def login_link(session: Session, pepper: bytes, who: Principal, secret: str) -> LoginLink:
+    """Make a link to a session of the caller's own key."""
+    key = get(session, who.tenant_id, who.key_id)
+    link, path = links.make(session, pepper, key, hash_secret(secret, pepper))
+    audit.record(session, who, AuditAction.LOGIN_LINK_CREATED, link.id)
+    return LoginLink(id=link.id, path=path, expires_at=link.expires_at)
 
 
 def add_key(

@@ -1,4 +1,4 @@
-"""The API key of a data folder: the one clients on this machine have, or a new one."""
+"""The API key of a data folder: the one clients on this machine have, or a new one; and a way in for a browser."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from sqlalchemy import select
 
 from app.audit.service import record_command
 from app.core.secret_key import load_pepper
-from app.core.security import hash_secret, is_open
+from app.core.security import hash_secret, is_open, parse_secret
 from app.db.session import Database
 from app.db.tables import ApiKey
+from app.keys import links
 from app.keys.service import DEFAULT_TENANT, add_key, ensure_tenant
 from app.settings import Settings
 from nupes_client.schemas.audit import AuditAction
@@ -35,3 +36,13 @@ def make_key(database: Database, settings: Settings) -> str:
         key, secret = add_key(session, pepper, tenant.id, KEY_NAME, SCOPES)
         record_command(session, tenant.id, AuditAction.KEY_CREATED, key.id)
         return secret
+
+
+def make_login_link(database: Database, settings: Settings, secret: str) -> str:
+    """Make a link that signs a browser in once with the key that has this secret; return its path."""
+    pepper = load_pepper(settings)
+    with database.write() as session:
+        key = session.get_one(ApiKey, parse_secret(secret))
+        link, path = links.make(session, pepper, key, hash_secret(secret, pepper))
+        record_command(session, key.tenant_id, AuditAction.LOGIN_LINK_CREATED, link.id)
+        return path

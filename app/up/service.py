@@ -20,7 +20,7 @@ from app.db.migrate import upgrade
 from app.db.session import Database
 from app.settings import Settings
 from app.up.children import Family, Program
-from app.up.firstkey import make_key, usable
+from app.up.firstkey import make_key, make_login_link, usable
 from app.up.folder import CURL_CONFIG, FolderLock, UpError, leave_for_clients, prepare, write_ready_file
 from app.up.readiness import api_answers, workers_alive
 from app.workers.memory import usable_memory
@@ -79,7 +79,7 @@ class Service:
             self._await_ready(family, lambda: self._is_ready(database, port, since))
             if not self._signals:
                 lock.describe(f"pid {os.getpid()}, {url}")
-                self._announce(credentials, fresh)
+                self._announce(credentials, fresh, self._login_link(database, credentials))
             while not self._signals:
                 family.tend()
                 time.sleep(TEND_S)
@@ -116,6 +116,10 @@ class Service:
             return Credentials(url, stored.api_key), False
         return Credentials(url, make_key(database, self._settings)), True
 
+    def _login_link(self, database: Database, credentials: Credentials) -> str:
+        assert credentials.api_key, "stored or just made"
+        return make_login_link(database, self._settings, credentials.api_key)
+
     def _is_ready(self, database: Database, port: int, since: Any) -> bool:
         host = ANY_ADDRESS.get(self._settings.host, self._settings.host)
         return api_answers(host, port) and workers_alive(database, since) >= self._workers
@@ -133,13 +137,19 @@ class Service:
                 raise UpError(f"not ready after {READY_S:g} s; the lines above say what happened")
             time.sleep(TEND_S)
 
-    def _announce(self, credentials: Credentials, fresh: bool) -> None:
+    def _announce(self, credentials: Credentials, fresh: bool, login_link: str) -> None:
         folder = self._settings.data_dir
         kept = folder / FILE_NAME
         key = f"{credentials.api_key}   (shown this once, kept in {kept})" if fresh else f"in {kept}"
         # The key is read from a file, so that it shows in no process list.
         curl = f"curl -K {shlex.quote(str(folder / CURL_CONFIG))} {credentials.url}/v1/capabilities"
-        lines = [f"NUPES is ready at {credentials.url}", f"  API key  {key}", f"  try      {curl}"]
+        sign_in = f"{credentials.url}{login_link}   (once, within ten minutes; another: nupes login-link)"
+        lines = [
+            f"NUPES is ready at {credentials.url}",
+            f"  sign in  {sign_in}",
+            f"  API key  {key}",
+            f"  try      {curl}",
+        ]
         if self._settings.host not in LOOPBACK:
             lines.append("  note     reachable from other machines without TLS: put a TLS proxy before it")
         lines.append("  stop     Ctrl-C")

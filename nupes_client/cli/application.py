@@ -58,6 +58,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "usage": usage.usage,
     "audit": usage.audit,
     "workers": workers.workers,
+    "login-link": keys.login_link,
     "doctor": doctor.doctor,
 }
 

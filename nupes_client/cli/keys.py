@@ -43,6 +43,20 @@ def keys(context: typer.Context, json: o.Json = False) -> None:
         list_keys(json=json)
 
 
+def login_link(json: o.Json = False) -> None:
+    """Print a link that signs a browser in to the dashboard, once and within ten minutes."""
+    from nupes_client.cli import output
+    from nupes_client.client import Client
+
+    with Client() as client:
+        made = client.keys.login_link()
+        url = f"{client.url}{made.path}"
+    if json:
+        output.print_json({"url": url, "expires_at": made.expires_at.isoformat()})
+    else:
+        output.print_line(url)
+
+
 @app.command("list")
 def list_keys(json: o.Json = False) -> None:
     """List API keys, newest first."""

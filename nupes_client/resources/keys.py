@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from nupes_client.resources.paging import every
-from nupes_client.schemas.keys import Key, KeyCreate, KeyCreated, KeyRotate, Scope
+from nupes_client.schemas.keys import Key, KeyCreate, KeyCreated, KeyRotate, LoginLink, Scope
 from nupes_client.transport import Transport
 
 
@@ -38,3 +38,7 @@ class Keys:
     def revoke(self, key_id: str) -> None:
         """Make a key useless."""
         self._transport.request("DELETE", f"/v1/keys/{key_id}")
+
+    def login_link(self) -> LoginLink:
+        """Make a link that signs a browser in with this client's key, once and within minutes."""
+        return LoginLink.model_validate_json(self._transport.request("POST", "/v1/keys/login-links").content)

@@ -13,6 +13,8 @@ class AuditAction(StrEnum):
     KEY_CREATED = "key.created"
     KEY_ROTATED = "key.rotated"
     KEY_REVOKED = "key.revoked"
+    LOGIN_LINK_CREATED = "login_link.created"
+    LOGIN_LINK_USED = "login_link.used"
     QUOTAS_CHANGED = "quotas.changed"
     UPLOAD_CREATED = "upload.created"
     UPLOAD_DELETED = "upload.deleted"

@@ -56,3 +56,11 @@ class KeyCreated(Key):
     """A key with its new secret, which is shown this once."""
 
     secret: str
+
+
+class LoginLink(Response):
+    """What signs a browser in once, in the place of the key."""
+
+    id: str
+    path: str = Field(description="On this service, with a token that is shown this once.")
+    expires_at: Timestamp

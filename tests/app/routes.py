@@ -17,10 +17,10 @@ from app.jobs import outcomes
 from tests.app.api import Api
 from tests.app.jobrows import claim, make_file, make_layer, make_result
 
-PUBLIC = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json", "/login", "/logout", "/static"})
+PUBLIC = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json", "/login", "/login/link", "/logout", "/static"})
 """Answer without a key."""
 
-ANY_KEY = frozenset({"/v1/capabilities", "/v1/usage", "/usage", "/docs"})
+ANY_KEY = frozenset({"/v1/capabilities", "/v1/usage", "/v1/keys/login-links", "/usage", "/docs"})
 """Answer to every key, whatever its scopes."""
 
 REQUESTS: dict[str, dict[str, Any]] = {

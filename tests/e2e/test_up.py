@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -114,6 +115,22 @@ def test_secrets_are_for_their_owner_alone(running: Running) -> None:
 def test_the_key_shows_once_and_in_no_command_line(running: Running) -> None:
     assert running.log.read_text().count(running.api_key) == 1
     assert not any(running.api_key in command_line(process) for process in running.family())
+
+
+def test_the_link_it_prints_signs_a_browser_in_once(running: Running) -> None:
+    (path,) = re.findall(rf"sign in  {re.escape(running.url)}(\S+)", running.log.read_text())
+    with httpx.Client(base_url=running.url, trust_env=False, timeout=30) as browser:
+        assert "with the key" in browser.get(path).text
+        data = {"token": path.split("=")[1]}
+        assert browser.post("/login/link", data=data).status_code == 303
+        assert browser.get("/v1/jobs").status_code == 200
+        assert browser.post("/login/link", data=data).status_code == 410
+
+
+def test_the_command_line_makes_another_link(running: Running) -> None:
+    environment = {**os.environ, "NUPES_DATA_DIR": str(running.data_dir)}
+    made = subprocess.run([NUPES, "login-link"], env=environment, capture_output=True, text=True, check=True)
+    assert "Sign this browser in" in httpx.get(made.stdout.strip(), trust_env=False, timeout=30).text
 
 
 def test_the_command_line_finds_the_service_by_the_data_folder_alone(running: Running) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import httpx
 import pytest
 from playwright.sync_api import Page, expect
+from sqlalchemy import select
 
 from app.core.clock import now
 from app.core.secret_key import load_pepper
 from app.core.security import parse_secret
-from app.db.tables import ApiKey
+from app.db.tables import ApiKey, AuditEntry, LoginLink
+from app.keys.links import purge
 from app.keys.service import add_key
+from nupes_client.client import Client
 from tests.web.conftest import Site, Watch, sign_in
 
 Open = Callable[..., Page]
@@ -43,6 +47,12 @@ def session(site: Site, secret: str) -> httpx.Client:
     return client
 
 
+def link(site: Site, secret: str) -> str:
+    """A path that signs a browser in with this key."""
+    with Client(site.url, secret) as client:
+        return client.keys.login_link().path
+
+
 def token_of(session: httpx.Client) -> str:
     return session.get("/", headers={"Accept": "text/html"}).text.split('name="csrf-token" content="')[1].split('"')[0]
 
@@ -62,6 +72,85 @@ def test_a_visitor_signs_in_and_lands_where_they_wanted(open_browser: Open, site
     page.wait_for_url("**/login")
     page.goto("/jobs")
     expect(page).to_have_title("Sign in · NUPES")
+
+
+def test_a_link_signs_a_browser_in_once_and_a_look_at_it_uses_nothing_up(
+    open_browser: Open, site: Site, secret: str, watch: Watch
+) -> None:
+    watch.expected = ("410",)
+    path = link(site, secret)
+    for method in ("GET", "HEAD", "GET"):  # as previews do
+        looked = httpx.request(method, site.url + path, trust_env=False, timeout=60)
+        assert "set-cookie" not in looked.headers
+    page = open_browser()
+    page.goto(path)
+    expect(page.get_by_text("with the key mine")).to_be_visible()
+    page.keyboard.press("Enter")
+    page.wait_for_url(site.url + "/")
+    expect(page.get_by_role("button", name="Sign out")).to_be_visible()
+    token = path.split("=")[1]
+    assert token not in page.content()
+    assert secret not in page.content()
+    again = open_browser()
+    again.goto(path)
+    expect(again.get_by_role("alert")).to_contain_text("has been used")
+    expect(again.get_by_label("API key")).to_be_visible()
+    with site.database.read() as session:
+        query = select(AuditEntry).where(AuditEntry.key_id == parse_secret(secret)).order_by(AuditEntry.id)
+        entries = session.scalars(query).all()
+    assert [each.action for each in entries] == ["login_link.created", "login_link.used"]
+    assert {each.resource_id for each in entries} == {entries[0].resource_id}
+
+
+def test_of_all_who_use_a_link_at_once_one_gets_in(site: Site, secret: str) -> None:
+    token = link(site, secret).split("=")[1]
+
+    def use(_: int) -> int:
+        return httpx.post(f"{site.url}/login/link", data={"token": token}, trust_env=False, timeout=60).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(use, range(8))) == [303] + 7 * [410]
+
+
+def test_the_database_knows_no_link_by_heart_and_forgets_old_ones(site: Site, secret: str) -> None:
+    path = link(site, secret)
+    token = path.split("=")[1]
+    with site.database.write() as session:
+        row = session.scalars(select(LoginLink).where(LoginLink.key_id == parse_secret(secret))).one()
+        assert token not in (row.id, row.token_hash)
+        assert now() < row.expires_at <= now() + timedelta(minutes=10)
+        row.expires_at = now()
+    assert httpx.get(site.url + path, trust_env=False, timeout=60).status_code == 410
+    with site.database.write() as session:
+        purge(session)
+        assert session.scalars(select(LoginLink).where(LoginLink.key_id == parse_secret(secret))).all() == []
+
+
+@pytest.mark.parametrize(
+    "end",
+    [{"revoked_at": "now"}, {"expires_at": "now"}, {"secret_hash": "1" * 64}],
+    ids=["revoked", "expired", "rotated"],
+)
+def test_a_link_ends_with_its_key(site: Site, secret: str, end: dict[str, str]) -> None:
+    path = link(site, secret)
+    change_key(site, secret, **{name: now() if value == "now" else value for name, value in end.items()})
+    client = httpx.Client(base_url=site.url, trust_env=False, timeout=60)
+    assert client.get(path).status_code == 401
+    answer = client.post("/login/link", data={"token": path.split("=")[1]})
+    assert (answer.status_code, "set-cookie" in answer.headers) == (401, False)
+
+
+def test_a_session_makes_no_links_and_so_no_longer_sessions(session: httpx.Client) -> None:
+    answer = session.post("/v1/keys/login-links", headers={"X-CSRF-Token": token_of(session)})
+    assert (answer.status_code, answer.json()["code"]) == (403, "key_needed")
+
+
+def test_a_link_opens_no_more_than_its_key(site: Site) -> None:
+    with site.database.write() as session:
+        small = add_key(session, load_pepper(site.settings), site.sample.tenant_id, "small", ["models:read"])[1]
+    client = httpx.Client(base_url=site.url, trust_env=False, timeout=60)
+    assert client.post("/login/link", data={"token": link(site, small).split("=")[1]}).status_code == 303
+    assert (client.get("/v1/models").status_code, client.get("/v1/jobs").status_code) == (200, 403)
 
 
 def test_a_key_that_opens_nothing_is_refused_with_the_reason(open_browser: Open, watch: Watch) -> None:
@@ -113,11 +202,12 @@ def test_the_token_of_another_session_is_none(site: Site, session: httpx.Client)
 @pytest.mark.parametrize(
     "headers", [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}]
 )
-@pytest.mark.parametrize("path", ["/login", "/logout"])
+@pytest.mark.parametrize("path", ["/login", "/login/link", "/logout"])
 def test_forms_of_other_sites_sign_nobody_in_or_out(
     site: Site, session: httpx.Client, path: str, headers: dict[str, str]
 ) -> None:
-    answer = session.post(path, data={"api_key": site.sample.secret}, headers=headers)
+    token = link(site, site.sample.secret).split("=")[1]
+    answer = session.post(path, data={"api_key": site.sample.secret, "token": token}, headers=headers)
     assert answer.status_code == 403
     assert "set-cookie" not in answer.headers
 

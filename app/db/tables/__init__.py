@@ -9,7 +9,7 @@ from app.db.tables.models import Model, ModelFile
 from app.db.tables.queue import OutboxMessage
 from app.db.tables.secrets import Secret
 from app.db.tables.shards import JobShard, JobShardFile
-from app.db.tables.tenants import ApiKey, Tenant
+from app.db.tables.tenants import ApiKey, LoginLink, Tenant
 from app.db.tables.uploads import Upload
 from app.db.tables.webhooks import Webhook, WebhookAttempt, WebhookDelivery
 from app.db.tables.workers import Worker
@@ -28,6 +28,7 @@ __all__ = [
     "JobShard",
     "JobShardFile",
     "Lease",
+    "LoginLink",
     "Model",
     "ModelFile",
     "OutboxMessage",
