@@ -129,7 +129,7 @@ def one_message_for_each_transition(system: System) -> list[str]:
     bodies: dict[str, set[bytes]] = defaultdict(set)
     for received in list(system.receiver.got):
         bodies[received.message_id].add(received.body)
-    wrong += [f"message {id_} arrived with {len(each)} contents" for id_, each in bodies.items() if len(each) > 1]
+    wrong += [f"message {id_} arrived with several contents: {each}" for id_, each in bodies.items() if len(each) > 1]
     wrong += [f"message {id_} was never queued" for id_ in bodies.keys() - {row.id for row in rows}]
     return wrong + [
         f"message {row.id} did not arrive"
