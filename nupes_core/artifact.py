@@ -27,6 +27,7 @@ class StoredWeight:
         dtype: safetensors name of the dtype that the weight had and is decoded to.
         transposed: the checkpoint tensor holds [cols, rows].
         slices: number of fused matrices, coded one by one; None for a plain matrix.
+        kernel: height and width of the kernels of a convolution, whose rows are [channels, height, width]; else empty.
         activation: how the input of the layer is coded; None leaves it float.
     """
 
@@ -36,10 +37,13 @@ class StoredWeight:
     transposed: bool = False
     slices: int | None = None
     activation: ActivationConfig | None = None
+    kernel: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the checkpoint tensor."""
+        if self.kernel:
+            return (self.format.rows, self.format.cols // prod(self.kernel), *self.kernel)
         matrix = (self.format.rows, self.format.cols)
         return (() if self.slices is None else (self.slices,)) + (matrix[::-1] if self.transposed else matrix)
 
@@ -62,7 +66,11 @@ class StoredWeight:
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of `quantization_config.tensors`, the format spelled out."""
         entry = {key: value for key, value in asdict(self).items() if key in {"format", "dtype"}}
-        optional: dict[str, Any] = {"transposed": self.transposed or None, "slices": self.slices}
+        optional: dict[str, Any] = {
+            "transposed": self.transposed or None,
+            "slices": self.slices,
+            "kernel": self.kernel or None,
+        }
         if self.activation is not None:
             optional |= {"activation_bits": self.activation.bits, "activation_scaling": self.activation.scaling}
         return entry | {key: value for key, value in optional.items() if value is not None}
@@ -102,12 +110,19 @@ def quant_method(config: Mapping[str, Any]) -> object:
 def _stored_weight(
     name: str, formats: list[WeightFormat], activations: ActivationConfig, entry: Mapping[str, Any]
 ) -> StoredWeight:
-    slices, bits = entry.get("slices"), entry.get("activation_bits")
+    slices, bits, kernel = entry.get("slices"), entry.get("activation_bits"), tuple(map(int, entry.get("kernel", ())))
     if entry["dtype"] not in {"BF16", "F16", "F32"} or not (slices is None or 0 < slices < 1 << 31):
         raise ValueError(f"{name}: {dict(entry)}")
     transposed = bool(entry.get("transposed", False))
     activation = None if bits is None else replace(activations, bits=bits, scaling=entry["activation_scaling"])
-    return StoredWeight(name, formats[entry["format"]], entry["dtype"], transposed, slices, activation)
+    found = StoredWeight(name, formats[entry["format"]], entry["dtype"], transposed, slices, activation, kernel)
+    if kernel and (len(kernel) != 2 or min(kernel) < 1 or transposed or slices or found.params != _matrix_size(found)):
+        raise ValueError(f"{name}: kernel {kernel}")
+    return found
+
+
+def _matrix_size(weight: StoredWeight) -> int:
+    return weight.format.rows * weight.format.cols
 
 
 def _format(entry: Mapping[str, Any]) -> WeightFormat:

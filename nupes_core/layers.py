@@ -190,7 +190,7 @@ def decode_stored(entry: StoredWeight, read: Callable[[str], torch.Tensor]) -> t
     else:
         each = [{suffix: part[index] for suffix, part in tensors.items()} for index in range(entry.slices)]
         out = torch.stack([QuantizedWeight(entry.format, parts).dequantize(dtype) for parts in each])
-    return out.transpose(-2, -1).contiguous() if entry.transposed else out
+    return (out.transpose(-2, -1).contiguous() if entry.transposed else out).view(entry.shape)
 
 
 def _part(entry: StoredWeight, suffix: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from nupes_core.config import LayerSelection, QuantizationConfig, WeightConfig
@@ -44,6 +45,7 @@ class ModelFacts:
         model_types: of the model and its parts.
         hidden_sizes, table_sizes, expert_counts: sizes of the residual stream, of embedding tables, of expert sets.
         tied: input embedding and output head share one table.
+        image_channels: channels of the images that the model sees; 3 where the configuration does not say.
     """
 
     model_types: frozenset[str] = frozenset()
@@ -51,6 +53,7 @@ class ModelFacts:
     table_sizes: frozenset[int] = frozenset()
     expert_counts: frozenset[int] = frozenset()
     tied: bool = False
+    image_channels: frozenset[int] = frozenset({3})
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelFacts:
@@ -61,12 +64,15 @@ class ModelFacts:
             values = (part.get(key) for part in parts for key in keys)
             return frozenset(v for v in values if type(v) is int and v > 1)
 
+        channels = sizes("num_channels", "in_channels", "in_chans")
+
         return cls(
             model_types=frozenset(str(part["model_type"]) for part in parts if "model_type" in part),
             hidden_sizes=sizes("hidden_size", "n_embd", "d_model", "dim"),
             table_sizes=sizes("vocab_size", "max_position_embeddings", "n_positions", "type_vocab_size"),
             expert_counts=sizes("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "n_experts"),
             tied=config.get("tie_word_embeddings") is True,
+            image_channels=channels or cls.image_channels,
         )
 
 
@@ -78,12 +84,14 @@ class MatrixView:
         rows, cols: of one matrix.
         slices: number of fused matrices; None for a plain 2-D weight.
         transposed: stored as [cols, rows].
+        kernel: height and width of the kernels of a convolution, stored [rows, channels, height, width]; else empty.
     """
 
     rows: int
     cols: int
     slices: int | None = None
     transposed: bool = False
+    kernel: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
@@ -118,6 +126,8 @@ def matrix_view(info: TensorInfo, facts: ModelFacts, selection: LayerSelection) 
         reason = rule(info, facts, selection)
         if reason is not None:
             return reason
+    if len(info.shape) == 4:
+        return MatrixView(info.shape[0], prod(info.shape[1:]), kernel=info.shape[2:])
     if len(info.shape) == 3:
         experts, first, second = info.shape
         transposed = _experts_transposed(info, facts)
@@ -148,16 +158,25 @@ def _not_a_matrix(info: TensorInfo, facts: ModelFacts, selection: LayerSelection
         return "empty"
     if dimensions < 2:
         return "norm, bias or scalar: too small to matter"
-    if dimensions > 3:
-        return f"{dimensions}-D convolution: needs the model, not only its files"
+    if dimensions > 4:
+        return f"{dimensions}-D: convolutions of two dimensions are quantized"
     if dimensions == 3 and not _is_experts(info, facts):
         return "3-D, and not fused experts by its name and shape"
     return None
 
 
 def _not_a_weight(info: TensorInfo, facts: ModelFacts, selection: LayerSelection) -> str | None:
-    bare = len(info.shape) == 2 and not info.name.endswith(".weight")
-    return "a bare parameter, not the weight of a linear layer" if bare else None
+    bare = len(info.shape) in {2, 4} and not info.name.endswith(".weight")
+    return "a bare parameter, not the weight of a layer" if bare else None
+
+
+def _convolution(info: TensorInfo, facts: ModelFacts, selection: LayerSelection) -> str | None:
+    if len(info.shape) != 4:
+        return None
+    channels = info.shape[1]
+    if channels == 1:
+        return "convolution of single channels: small and sensitive"
+    return "convolution of the image: small and sensitive" if channels in facts.image_channels else None
 
 
 def _embedding(info: TensorInfo, facts: ModelFacts, selection: LayerSelection) -> str | None:
@@ -187,6 +206,7 @@ _RULES: tuple[Callable[[TensorInfo, ModelFacts, LayerSelection], str | None], ..
     _not_float,
     _not_a_matrix,
     _not_a_weight,
+    _convolution,
     _tied_head,
     _embedding,
     _router,

@@ -113,6 +113,8 @@ def read_matrix(checkpoint: Checkpoint, name: str, coding: Coding, index: int) -
     """Return matrix `index` of a tensor as [rows = outputs, cols = inputs], contiguous."""
     fused = coding.view.slices is not None
     w = checkpoint.read_rows(name, index, index + 1)[0] if fused else checkpoint.read(name)
+    if coding.view.kernel:
+        return w.flatten(1)
     return w.t().contiguous() if coding.view.transposed else w
 
 

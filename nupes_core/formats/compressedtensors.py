@@ -53,8 +53,8 @@ def _adapt(config: QuantizationConfig) -> QuantizationConfig:
 
 
 def _refuse(info: TensorInfo, view: MatrixView, fmt: WeightFormat, facts: ModelFacts) -> str | None:
-    if view.transposed or view.slices is not None or not has_coded_input(info, facts):
-        return f"{NAME} holds linear layers alone: no embeddings, experts or Conv1D"
+    if view.transposed or view.kernel or view.slices is not None or not has_coded_input(info, facts):
+        return f"{NAME} holds linear layers alone: no embeddings, experts, Conv1D or convolutions"
     if fmt.cols % fmt.group_size:
         return f"{NAME} needs whole groups: {fmt.cols} columns are no multiple of {fmt.group_size}"
     if fmt.cols * fmt.bits % WORD_BITS:

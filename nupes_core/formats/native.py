@@ -76,6 +76,8 @@ def _entry(tensor: PlannedTensor, coding: Coding, formats: list[dict[str, Any]])
         entry["transposed"] = True
     if coding.view.slices is not None:
         entry["slices"] = coding.view.slices
+    if coding.view.kernel:
+        entry["kernel"] = list(coding.view.kernel)
     if coding.activation is not None:
         entry |= {"activation_bits": coding.activation.bits, "activation_scaling": coding.activation.scaling}
     return entry

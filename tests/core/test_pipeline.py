@@ -228,7 +228,7 @@ def test_infinities_in_buffers_and_tensors_of_other_kinds_pass_through(tmp_path:
         "attn.mask": torch.full((4, 4), float("-inf")),
         "fp8.weight": gaussian(8, 8).to(torch.float8_e4m3fn),
         "ids": torch.arange(3),
-        "conv.weight": gaussian(2, 2, 3, 3),
+        "conv.weight": gaussian(2, 2, 3, 3, 3),
     }
     src = checkpoint(tmp_path / "src", {"a.weight": gaussian(32, 32), **kept})
     report = quantize(src, tmp_path / "out", CONFIG)

@@ -102,7 +102,9 @@ def test_the_model_type_tells_how_square_experts_are_stored() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "dtype", "reason"),
     [
-        ("conv.weight", (8, 4, 3, 3), "F32", "convolution"),
+        ("conv.weight", (8, 3, 7, 7), "F32", "convolution of the image"),
+        ("depthwise.weight", (8, 1, 7, 7), "F32", "convolution of single channels"),
+        ("video.weight", (8, 3, 2, 4, 4), "F32", "5-D"),
         ("mamba.conv1d.weight", (64, 1, 4), "F32", "not fused experts"),
         ("l.A_log", (64, 16), "F32", "bare parameter"),
         ("l.q_proj.weight", (64, 64), "F8_E4M3", "F8_E4M3"),

@@ -38,6 +38,8 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
@@ -147,6 +149,17 @@ def tiny_vit() -> Any:
     )
 
 
+def tiny_resnet() -> Any:
+    model = ResNetForImageClassification(
+        ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 2], layer_type="basic", num_labels=3)
+    )
+    for module in model.modules():  # as after training: batch norms that do something
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
 BUILDERS: dict[str, Callable[[], Any]] = {
     "llama": tiny_llama,
     "llama_tied": lambda: tiny_llama(tied=True),
@@ -166,6 +179,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "bert": tiny_bert,
     "t5": tiny_t5,
     "vit": tiny_vit,
+    "resnet": tiny_resnet,
 }
 
 
