@@ -21,6 +21,8 @@ PACKAGES = (
     "optimum-quanto",
     "llmcompressor",
     "compressed-tensors",
+    "onnx",
+    "onnxruntime",
     "auto-round",
     "fastapi",
     "celery",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import nn
 from nupes_core import packedlayers
 from nupes_core.artifact import QUANT_METHOD, StoredWeight, quant_method, stored_weights
 from nupes_core.errors import LoadCheckError, UnsafeFileError, UnsupportedArchitectureError
+from nupes_core.formats.onnx import holds_onnx
 from nupes_core.ggufmodel import decoded_gguf, holds_gguf
 from nupes_core.layers import QuantizedLayer, decode_stored, dequantize_modules
 from nupes_core.loading import load
@@ -23,6 +24,7 @@ from nupes_core.manifest import SUMS_NAME, hash_file, read_manifest
 from nupes_core.modelfolder import ModelFolder, open_folder, tensor_owners
 from nupes_core.probe import Probe, probe
 from nupes_core.quality import weight_error
+from nupes_core.selection import module_name
 
 _Decoded = Iterator[tuple[str, str, torch.Tensor]]
 
@@ -116,17 +118,27 @@ def _verify_matrices(path: Path, source: ModelFolder | None) -> tuple[int, int]:
     layers = {layer["name"]: layer for layer in read_manifest(path)["layers"] if layer["skipped_reason"] is None}
     originals = None if source is None else _Tensors(source)
     seen: set[str] = set()
-    found = _decoded_gguf(path, layers) if holds_gguf(path) else _decoded(open_folder(path), layers)
+    container = next((decode for holds, decode in _CONTAINERS if holds(path)), None)
+    found = _decoded(open_folder(path), layers) if container is None else container(path, layers)
     for name, tensor, matrix in found:
         if not bool(matrix.isfinite().all()):
             raise LoadCheckError(f"{name} decodes to NaN or an infinity")
         if originals is not None:
             _verify_error(name, originals.read(tensor, name), matrix, layers[name])
         seen.add(name)
-    missing = sorted(set(layers) - seen)
+    missing = sorted(set(layers) - seen - _without_use(path))
     if missing:
         raise LoadCheckError(f"the manifest lists {missing[0]}, which the artifact does not hold")
     return len(seen), len(seen) if originals is not None else 0
+
+
+def _without_use(path: Path) -> set[str]:
+    """Return what was quantized and is no part of a graph, such as heads that the model of the folder has not."""
+    if not holds_onnx(path):
+        return set()
+    from nupes_core.onnxmodel import unused_onnx
+
+    return set(map(module_name, unused_onnx(path)))
 
 
 def _verify_error(name: str, original: torch.Tensor, matrix: torch.Tensor, layer: Mapping[str, Any]) -> None:
@@ -148,6 +160,13 @@ def _decoded(folder: ModelFolder, layers: Mapping[str, Any]) -> _Decoded:
 def _decoded_gguf(path: Path, layers: Mapping[str, Any]) -> _Decoded:
     for name, matrix in decoded_gguf(path, layers):
         yield name, f"{name}.weight", matrix
+
+
+def _decoded_onnx(path: Path, layers: Mapping[str, Any]) -> _Decoded:
+    from nupes_core.onnxmodel import decoded_onnx
+
+    for tensor, weight in decoded_onnx(path):
+        yield module_name(tensor), tensor, weight
 
 
 def _decoded_native(folder: ModelFolder, tensors: _Tensors, layers: Mapping[str, Any]) -> _Decoded:
@@ -181,6 +200,12 @@ def _decoded_slices(entry: StoredWeight, tensors: _Tensors, layers: Mapping[str,
     for name in names:
         yield name, entry.name, decode_stored(matrix, partial(tensors.slice, index=_slice_index(name)))
 
+
+_CONTAINERS: Sequence[tuple[Callable[[Path], bool], Callable[[Path, Mapping[str, Any]], _Decoded]]] = (
+    (holds_gguf, _decoded_gguf),
+    (holds_onnx, _decoded_onnx),
+)
+"""What decodes artifacts that are one file, by what tells them."""
 
 _DECODERS: Mapping[object, Callable[[ModelFolder, _Tensors, Mapping[str, Any]], _Decoded]] = {
     None: _decoded_dense,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from nupes_core.errors import EvaluationError
+from nupes_core.inference import device_of
 from nupes_core.layers import dequantize_modules
 from nupes_core.loading import load
 from nupes_core.report import Progress, ProgressCallback
@@ -259,7 +260,7 @@ def _sum_windows(models: list[torch.nn.Module], windows: torch.Tensor, progress:
 
 def _logits(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """Return the logits [context, vocabulary] after each of the tokens [context]."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     output = model(inputs[None].to(device))
     logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
     if logits is None or logits.shape[:2] != (1, len(inputs)):

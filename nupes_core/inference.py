@@ -27,6 +27,11 @@ def inference(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Return where the parameters of a model are; the CPU for one without any."""
+    return next(model.parameters(), torch.empty(0)).device
+
+
 def output_tensors(output: object) -> Iterator[torch.Tensor]:
     """Yield the tensors of what a model gave, a tensor itself or within mappings and sequences."""
     if isinstance(output, torch.Tensor):
@@ -38,10 +43,10 @@ def output_tensors(output: object) -> Iterator[torch.Tensor]:
 
 def run_samples(model: nn.Module, samples: Samples, batch: int = BATCH) -> list[object]:
     """Return what the model gives for each batch of samples, on the device of the model."""
-    parameter = next(model.parameters(), torch.empty(0))
+    device = device_of(model)
     outputs: list[object] = []
     with inference(model):
         for part in samples.batches(batch):
-            moved = {name: tensor.to(parameter.device) for name, tensor in part.inputs.items()}
+            moved = {name: tensor.to(device) for name, tensor in part.inputs.items()}
             outputs.append(Samples(moved).call(model))
     return outputs

@@ -11,6 +11,7 @@ import torch
 from nupes_core import packedlayers
 from nupes_core.artifact import QUANT_METHOD, quant_method
 from nupes_core.errors import LoadCheckError, UnsafeFileError, UnsupportedArchitectureError
+from nupes_core.formats.onnx import holds_onnx
 from nupes_core.ggufmodel import holds_gguf, load_gguf
 from nupes_core.modelfolder import ModelFolder, open_folder
 from nupes_core.skeleton import build_config
@@ -23,13 +24,14 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
     """Load a model for inference. No network, no code from the folder.
 
     Args:
-        path: folder with `config.json` and safetensors, or an artifact of format `gguf`.
+        path: folder with `config.json` and safetensors, or an artifact of format `gguf` or `onnx`.
         dtype: of the weights that are not quantized and of the computation; None takes the checkpoint's.
         device: where to put it; None leaves it on the CPU.
 
     Returns:
         transformers' `PreTrainedModel` in eval mode. Linear layers of a native artifact stay quantized in memory; all
-        other quantized tensors (fused experts, embeddings, those of other formats) are decoded while loading.
+        other quantized tensors (fused experts, embeddings, those of other formats) are decoded while loading. Of
+        format `onnx` an `OnnxModel` that is called alike, run by onnxruntime on the CPU in float32.
 
     Raises:
         UnsafeFileError: the folder holds code, pickles or broken files.
@@ -39,6 +41,10 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
     """
     if holds_gguf(Path(path)):
         return load_gguf(Path(path), dtype).to(device or "cpu")
+    if holds_onnx(Path(path)):
+        from nupes_core.onnxmodel import load_onnx
+
+        return load_onnx(Path(path))
     folder = open_folder(path)
     _refuse_foreign(folder)
     method = quant_method(folder.config)

@@ -102,7 +102,8 @@ def quantize(
         seconds = time.monotonic() - started
         finishing = zip(runs, layers, strict=True)
         reports = [run.finish(done, plan, inputs, source, seconds, on_bytes) for run, done in finishing]
-        return reports[0]
+        outputs = {name: found for report in reports for name, found in report.extra["outputs"].items()}
+        return replace(reports[0], extra={**reports[0].extra, "outputs": outputs})
 
 
 def quantize_shard(
@@ -143,7 +144,7 @@ def quantize_shard(
     return done
 
 
-_WEIGHT_SUFFIXES = (".safetensors", ".gguf")
+_WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,7 @@ class _Run:
         self._finished = finished
         self._work = work
         self._calibrated = Calibrated()
+        self._outputs_of_probes: dict[str, Any] = {}
         self._done = 0
         self._shards: dict[str, list[PlannedTensor]] = {shard: [] for shard in folder.headers}
         for tensor in plan.tensors:
@@ -317,7 +319,9 @@ class _Run:
         for name in self.folder.carried:
             write_file(output.path / name, carried_bytes(self.folder.path / name))
         if pack := _CONTAINERS.get(output.format.name):
-            pack(output.path, written)
+            outputs = pack(output.path, written)
+            if outputs is not None:
+                self._outputs_of_probes[output.format.name] = outputs
 
     def _report(self, layers: tuple[LayerReport, ...], figures: FormatFigures, whole: Plan, seconds: float) -> Report:
         return Report(
@@ -331,7 +335,7 @@ class _Run:
             coverage_bytes_pct=self.plan.coverage_bytes_pct,
             seconds=seconds,
             formats=whole.formats,
-            extra={"findings": list(self.folder.findings)},
+            extra={"findings": list(self.folder.findings), "outputs": self._outputs_of_probes},
         )
 
 
@@ -341,8 +345,20 @@ def _pack_gguf(folder: Path, tensors: tuple[PlannedTensor, ...]) -> None:
     pack(folder, tensors)
 
 
-_CONTAINERS: Mapping[str, Callable[[Path, tuple[PlannedTensor, ...]], None]] = {"gguf": _pack_gguf}
-"""What makes one file of the tensors and the small files of an artifact, for formats that want one."""
+def _pack_onnx(folder: Path, tensors: tuple[PlannedTensor, ...]) -> dict[str, Any] | None:
+    from nupes_core.onnxcontainer import pack
+
+    outputs = pack(folder, tensors)
+    return None if outputs is None else outputs.to_dict()
+
+
+_Pack = Callable[[Path, tuple[PlannedTensor, ...]], dict[str, Any] | None]
+
+_CONTAINERS: Mapping[str, _Pack] = {"gguf": _pack_gguf, "onnx": _pack_onnx}
+"""What makes one file of the tensors and the small files of an artifact, for formats that want one.
+
+It returns the outputs of a probe of the model, where one was at hand.
+"""
 
 
 def _runs(

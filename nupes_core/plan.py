@@ -153,12 +153,14 @@ def plan_headers(
 
     Raises:
         UnsafeFileError: a header is broken, or two files hold the same tensor.
-        InvalidConfigError: unknown format, or the model is quantized already.
+        InvalidConfigError: unknown format, one that cannot hold what is asked for, or the model is quantized already.
+        UnsupportedArchitectureError: a format that is not written for this kind of model.
     """
     refuse_quantized(model_config)
     groups = format_groups(formats)
     for group in groups:
-        group[0].recipe.check(model_config)
+        for fmt in group:
+            fmt.check(model_config, config)
     checked = {name: _parsed(name, header) for name, header in sorted(headers.items())}
     tensor_owners(checked)
     facts = ModelFacts.from_config(model_config)
@@ -191,6 +193,8 @@ def _plan_group(
     data = data_cost(everything, facts, config) or DataCost(0, 0.0, 0)
     figures = tuple(_figures(fmt, shards, everything) for fmt in group)
     plan = _total(everything, config, figures, before, data)
+    assembling = BASE_MEMORY_BYTES + max(fmt.memory_bytes(everything) for fmt in group)
+    plan = replace(plan, peak_memory_bytes=max(plan.peak_memory_bytes, assembling))
     if evaluation_context is None:
         return plan
     evaluating = BASE_MEMORY_BYTES + evaluation_bytes(everything, facts, evaluation_context)
@@ -200,9 +204,15 @@ def _plan_group(
 def _figures(fmt: Format, shards: Sequence[Sequence[PlannedTensor]], tensors: Sequence[PlannedTensor]) -> FormatFigures:
     quantized = [tensor for tensor in tensors if tensor.coding is not None]
     params = sum(tensor.params for tensor in quantized)
+    bytes_after = sum(shard_layout(shard, fmt)[1].file_bytes for shard in shards)
+    if fmt.most_bytes is not None and bytes_after > fmt.most_bytes:
+        raise InvalidConfigError(
+            f"the weights take {bytes_after} bytes; a file of format {fmt.name} holds {fmt.most_bytes}",
+            hint="Use fewer bits, quantize the embeddings too, or ask for the format nupes.",
+        )
     return FormatFigures(
         format=fmt.name,
-        bytes_after=sum(shard_layout(shard, fmt)[1].file_bytes for shard in shards),
+        bytes_after=bytes_after,
         bits_per_weight=_ratio(8 * sum(fmt.weight_bytes(tensor) for tensor in quantized), params),
         coverage_pct=100 * _ratio(params, sum(tensor.params for tensor in tensors)),
     )

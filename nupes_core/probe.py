@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from nupes_core.errors import LoadCheckError
+from nupes_core.inference import device_of
 from nupes_core.layers import dequantize_modules
 from nupes_core.loading import load
 
@@ -66,7 +67,7 @@ def probe(model: Any) -> Probe | None:
     if inputs is None:
         return None
     was = model.training
-    device = next(model.parameters()).device
+    device = device_of(model)
     output = model.eval()(**{name: value.to(device) for name, value in inputs.items()})
     model.train(was)
     found = next(value for value in output.values() if isinstance(value, torch.Tensor)).float().cpu()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nupes_core.config import QuantizationConfig
 from nupes_core.header import TensorInfo
@@ -27,7 +27,6 @@ class Recipe:
         refuse: (checkpoint tensor, how it is read, how its matrices are coded, facts of the model) -> why these formats
             leave the tensor alone, or None.
         nbytes: bytes that a quantized tensor takes: of its codes and their side information.
-        check: (`config.json` of the model) raises `UnsupportedArchitectureError` for models they cannot hold.
         decode: (matrix, dtype of the checkpoint) -> [rows, cols], as consumers decode what is stored: in that dtype, or
             in float32 where they always do.
     """
@@ -36,7 +35,6 @@ class Recipe:
     refuse: Callable[[TensorInfo, MatrixView, WeightFormat, ModelFacts], str | None]
     nbytes: Callable[[TensorInfo, MatrixView, WeightFormat], int]
     decode: Callable[[QuantizedWeight, torch.dtype], torch.Tensor]
-    check: Callable[[Mapping[str, Any]], None] = lambda config: None
 
 
 AS_ASKED = Recipe(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from nupes_core.errors import EvaluationError
+from nupes_core.inference import device_of
 
 SEQUENCES_AT_ONCE = 32
 
@@ -72,7 +73,7 @@ def _vocabulary(model: Any) -> int:
 
 def _sample(model: Any, tokens: torch.Tensor, context: int, generator: torch.Generator) -> torch.Tensor:
     """Continue tokens [n, 1] to [n, context + 1], with the model's cache where it returns one."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     cache: Any = None
     for _ in range(context):
         inputs = tokens if cache is None else tokens[:, -1:]

@@ -33,11 +33,16 @@ def block_bases(amax: torch.Tensor, fmt: WeightFormat) -> torch.Tensor:
 def index_scales(index: torch.Tensor, bases: torch.Tensor, fmt: WeightFormat) -> torch.Tensor:
     """Return the float32 scales of log2 indices int64 [n, k] under bases int16 [n]; index 0 is the scale 0.
 
-    A rounded 2^(i/128) times a power of two, so that every machine finds the same bits.
+    Every machine finds the same bits.
     """
     octave = bases.long().unsqueeze(1) - ((1 << fmt.log_bits) - 1 - index) * fmt.log_step
-    fractions = torch.exp2(torch.arange(BASE_UNITS, dtype=torch.float64) / BASE_UNITS).float().to(index.device)
-    return torch.where(index > 0, torch.ldexp(fractions[octave % BASE_UNITS], octave // BASE_UNITS), 0.0)
+    return torch.where(index > 0, octave_scales(octave), 0.0)
+
+
+def octave_scales(octave: torch.Tensor) -> torch.Tensor:
+    """Return float32 2^(octave/128) of int64: a rounded fraction of an octave times a power of two."""
+    fractions = torch.exp2(torch.arange(BASE_UNITS, dtype=torch.float64) / BASE_UNITS).float().to(octave.device)
+    return torch.ldexp(fractions[octave % BASE_UNITS], octave // BASE_UNITS)
 
 
 def decode_scales(words: torch.Tensor, bases: torch.Tensor, fmt: WeightFormat) -> tuple[torch.Tensor, torch.Tensor]:

@@ -66,6 +66,7 @@ def run(folder: JobFolder, emitter: Emitter) -> None:
         _check_buildable(model)
     report = _quantize(folder, orders, config, emitter)
     metrics = _measured(folder, orders, emitter) if orders["evaluation"] else {}
+    _expect(folder, report.extra["outputs"])
     _package(folder, orders, metrics, emitter)
     for layer in report.layers:
         emitter.send("layer", **asdict(layer))
@@ -157,6 +158,13 @@ def _measured(folder: JobFolder, orders: Mapping[str, Any], emitter: Emitter) ->
             outputs |= dict.fromkeys(group, _outputs(folder.out / group[0]))
     folder.outputs.write_text(json.dumps(outputs), encoding="utf-8")
     return metrics
+
+
+def _expect(folder: JobFolder, outputs: Mapping[str, Any]) -> None:
+    """Keep outputs that came up while an artifact was written, before those that it gave itself."""
+    if outputs:
+        known = json.loads(folder.outputs.read_bytes()) if folder.outputs.is_file() else {}
+        folder.outputs.write_text(json.dumps({**known, **outputs}), encoding="utf-8")
 
 
 @contextmanager

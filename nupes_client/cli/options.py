@@ -70,6 +70,7 @@ class Format(StrEnum):
     DENSE = "dense"
     COMPRESSED_TENSORS = "compressed-tensors"
     GGUF = "gguf"
+    ONNX = "onnx"
 
 
 GATES = ("max_perplexity_increase_pct", "max_kl", "min_top1_agreement", "max_bytes", "min_coverage_pct")

@@ -12,7 +12,7 @@ class Artifact(Response):
 
     id: str
     job_id: str
-    format: str = Field(description="`nupes`, `dense`, `compressed-tensors`, `gguf`.")
+    format: str = Field(description="`nupes`, `dense`, `compressed-tensors`, `gguf`, `onnx`.")
     path: str = Field(description="Place inside the format's folder.")
     size: int
     sha256: str

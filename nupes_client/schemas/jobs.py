@@ -245,7 +245,7 @@ class GatesSpec(Request):
     min_coverage_pct: float | None = Field(None, ge=0, le=100, description="Share of parameters quantized.")
 
 
-Format = Literal["nupes", "dense", "compressed-tensors", "gguf"]
+Format = Literal["nupes", "dense", "compressed-tensors", "gguf", "onnx"]
 
 
 class JobSpec(Request):
@@ -271,7 +271,8 @@ class JobSpec(Request):
         min_length=1,
         max_length=8,
         description="What is written. The first is the one whose figures the result and its gates name. Formats that "
-        "cannot hold the power grid (`compressed-tensors`, `gguf`) are quantized and measured for themselves.",
+        "cannot hold the power grid (`compressed-tensors`, `gguf`) are quantized and measured for themselves. "
+        "`onnx` holds it, for encoders and convolution nets; `gguf` is for decoders.",
     )
     seed: int = Field(0, ge=0, lt=1 << 31)
 

@@ -10,8 +10,9 @@ from nupes_core.formats.compressedtensors import COMPRESSED_TENSORS
 from nupes_core.formats.dense import DENSE
 from nupes_core.formats.gguf import GGUF
 from nupes_core.formats.native import NATIVE
+from nupes_core.formats.onnx import ONNX
 
-FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in (NATIVE, DENSE, COMPRESSED_TENSORS, GGUF)}
+FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in (NATIVE, DENSE, COMPRESSED_TENSORS, GGUF, ONNX)}
 
 __all__ = ["FORMATS", "Format", "format_groups", "get_format"]
 

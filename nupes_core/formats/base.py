@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nupes_core.config import QuantizationConfig
 from nupes_core.header import TensorSpec
 from nupes_core.planned import PlannedTensor
 from nupes_core.recipe import AS_ASKED, Recipe
@@ -32,6 +33,10 @@ class Format:
         snippet: two lines of Python that load the artifact; `{path}` is filled in.
         recipe: how the weights are quantized that it holds.
         weight_bytes: bytes that the weights of a quantized tensor take in it.
+        check: (`config.json` of the model, what a job asks for) raises `UnsupportedArchitectureError` for models it
+            cannot hold, `InvalidConfigError` for settings.
+        memory_bytes: what putting it together from all tensors, and loading it, take on top of the process.
+        most_bytes: largest size of its weight files together; None without a limit.
     """
 
     name: str
@@ -41,3 +46,6 @@ class Format:
     snippet: str
     recipe: Recipe = AS_ASKED
     weight_bytes: Callable[[PlannedTensor], int] = lambda tensor: tensor.bytes_after
+    check: Callable[[Mapping[str, Any], QuantizationConfig], None] = lambda model_config, config: None
+    memory_bytes: Callable[[Sequence[PlannedTensor]], int] = lambda tensors: 0
+    most_bytes: int | None = None

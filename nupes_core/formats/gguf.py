@@ -79,7 +79,7 @@ def _override(asked: LayerOverride) -> LayerOverride:
     return replace(asked, bits=None if asked.bits is None else _nearest(asked.bits), group_size=None)
 
 
-def _check(model_config: Mapping[str, Any]) -> None:
+def _check(model_config: Mapping[str, Any], config: QuantizationConfig) -> None:
     kind = model_config.get("model_type")
     if kind not in ARCHITECTURES:
         raise UnsupportedArchitectureError(
@@ -98,7 +98,7 @@ def _check(model_config: Mapping[str, Any]) -> None:
 
 
 def _refuse(info: TensorInfo, view: MatrixView, fmt: WeightFormat, facts: ModelFacts) -> str | None:
-    if view.transposed or view.slices is not None:
+    if view.transposed or view.kernel or view.slices is not None:
         return f"{NAME} is written for plain matrices alone"
     if fmt.cols % BLOCK:
         return f"{NAME} needs whole blocks: {fmt.cols} columns are no multiple of {BLOCK}"
@@ -139,6 +139,6 @@ GGUF = Format(
         refuse=_refuse,
         nbytes=lambda info, view, fmt: fmt.rows * _row_bytes(fmt),
         decode=lambda weight, dtype: weight.dequantize_ggml(),
-        check=_check,
     ),
+    check=_check,
 )

@@ -13,6 +13,7 @@ from app.db.tables import Artifact
 from app.settings import Settings
 from app.storage import open_store
 from nupes_client.schemas.jobs import JobResult, JobStatus
+from tests.core.tiny import save
 from tests.worker.factory import add_text, wait_for_end, worker_log, worker_process, write_tiny_llama
 from tests.worker.test_worker import Bench
 
@@ -52,6 +53,22 @@ def test_every_format_of_a_job_has_figures_of_its_own(bench: Bench) -> None:
     assert all(any(f"{name}: " in line and "one forward pass" in line for line in said) for name in formats)
     fractions = [event.data["fraction"] for event in bench.events(job_id) if event.type == "progress"]
     assert fractions == sorted(fractions)
+
+
+def test_a_convolution_net_becomes_a_graph_that_is_compared_with_torch_although_nothing_is_measured(
+    make_settings: Callable[..., Settings], sqlite_url: str, tmp_path: Path
+) -> None:
+    bench = Bench(make_settings(database_url=sqlite_url), save("resnet", tmp_path / "model"))
+    with worker_process(bench.settings):
+        job_id = bench.submit(spec={"evaluation": None, "formats": ["onnx", "dense"], "weights": {"bits": 4}})
+        job = wait_for_end(bench.database, job_id)
+        assert job.status == JobStatus.SUCCEEDED, (job.error, worker_log(bench.settings))
+    graph, dense = JobResult.model_validate(job.result).formats
+    assert graph.bits_per_weight < dense.bits_per_weight
+    assert len(_read(bench, job_id, "onnx", "model.onnx")) == graph.bytes_after
+    said = [event.data["message"] for event in bench.events(job_id) if event.type == "log"]
+    assert any(line.startswith("onnx: ") and "8 matrices and one forward pass" in line for line in said), said
+    bench.database.dispose()
 
 
 def _read(bench: Bench, job_id: str, format_name: str, path: str) -> bytes:
