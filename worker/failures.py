@@ -6,7 +6,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 
 from nupes_client.schemas.jobs import JobError, JobPhase
 from nupes_client.schemas.problems import JobErrorCode
@@ -23,7 +23,7 @@ _PAUSES: Mapping[JobErrorCode, int] = {
 """Trouble of the surroundings, which passes: how many pauses to wait. Housekeeping frees disks every two minutes."""
 
 
-DATABASE_AWAY = (OperationalError, InterfaceError)
+DATABASE_AWAY = (OperationalError, InterfaceError, InternalError)
 """The database does not answer; another error would come again with the same values."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import DataError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -144,6 +144,8 @@ PROBLEMS: dict[type[Exception], Callable[[Any], ProblemError]] = {
     PartialBusyError: _from_busy_partial,
     StorageError: lambda exception: UnavailableError("storage_unavailable", str(exception)),
     OperationalError: lambda _: UnavailableError("database_unavailable", "the database does not answer"),
+    # A server has ended a transaction that fell silent: this process was stopped in the middle of it.
+    InternalError: lambda _: UnavailableError("database_unavailable", "the database ended the transaction"),
     PoolTimeoutError: lambda _: UnavailableError("overloaded", "all database connections are in use"),
     # What a text column can not hold, such as a NUL character on PostgreSQL.
     DataError: lambda _: _unstorable(),

@@ -21,6 +21,10 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 BUSY_TIMEOUT_MS = 30_000
+IDLE_IN_TRANSACTION_MS = 15_000
+"""A server ends a client that falls silent in the middle of a transaction: stopped, or its machine gone. Whoever waits
+for the rows it has locked, the reaper of its job among them, goes on. Our transactions wait for nothing else.
+"""
 TRUSTED_S = 1.0
 """A connection to a server that was used this recently is taken to live."""
 
@@ -57,7 +61,8 @@ class Database:
         """A transaction that writes: commits on leaving, rolls back on an exception.
 
         On SQLite it begins IMMEDIATE, so it waits for the write lock at the start (up to 30 s) and can not fail
-        half-way because another writer was faster. What `after_commit` noted runs last.
+        half-way because another writer was faster. A server ends a wait for a row after the same time. What
+        `after_commit` noted runs last.
         """
         with Session(self._writers, expire_on_commit=False) as session:
             with session.begin():
@@ -84,6 +89,7 @@ def create_database_engine(url: str) -> Engine:
     if make_url(url).get_backend_name() != "sqlite":
         # The connection used last comes first: its statements are prepared, and the others may end.
         engine = create_engine(url, pool_use_lifo=True, pool_size=20, max_overflow=20)
+        event.listen(engine, "connect", _limit_waits)
         event.listen(engine, "checkin", _note_time)
         event.listen(engine, "checkout", partial(_try_idle, engine))
         return engine
@@ -94,6 +100,15 @@ def create_database_engine(url: str) -> Engine:
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _limit_waits(connection: Any, _record: object) -> None:
+    """Statements, not start-up options, which some connection poolers refuse."""
+    limits = {"idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_MS, "lock_timeout": BUSY_TIMEOUT_MS}
+    with connection.cursor() as cursor:
+        for name, milliseconds in limits.items():
+            cursor.execute(f"SET {name} = {milliseconds}")
+    connection.commit()
 
 
 def _note_time(_connection: object, record: ConnectionPoolEntry) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import text, update
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.db import session as sessions
 from app.db.session import Database
+from app.db.tables import Tenant
 from app.settings import Settings
+from tests.app.jobrows import add_tenant
 
 
 @pytest.fixture
@@ -64,3 +66,39 @@ def test_a_glance_sees_what_is_committed_and_leaves_no_transaction_open(server: 
         with server.read() as other:
             state = other.scalar(text("SELECT state FROM pg_stat_activity WHERE pid = :pid"), {"pid": backend})
     assert state == "idle"
+
+
+def test_a_client_that_falls_silent_in_a_transaction_loses_its_locks_to_those_who_wait(
+    make_settings: Callable[..., Settings], postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "IDLE_IN_TRANSACTION_MS", 300)
+    database = Database(make_settings(database_url=postgres_url).resolved_database_url)
+    tenant_id = add_tenant(database)
+    rename = update(Tenant).where(Tenant.id == tenant_id)
+
+    def fall_silent() -> None:
+        with database.write() as silent:
+            silent.execute(rename.values(name="silent"))
+            with database.write() as other:
+                other.execute(rename.values(name="other"))
+            silent.execute(rename.values(name="silent again"))
+
+    with pytest.raises(DBAPIError):
+        fall_silent()
+    with database.read() as session:
+        assert session.get_one(Tenant, tenant_id).name == "other"
+    database.dispose()
+
+
+def test_nobody_waits_for_a_row_for_ever(
+    make_settings: Callable[..., Settings], postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "BUSY_TIMEOUT_MS", 200)
+    database = Database(make_settings(database_url=postgres_url).resolved_database_url)
+    tenant_id = add_tenant(database)
+    rename = update(Tenant).where(Tenant.id == tenant_id)
+    with database.write() as busy:
+        busy.execute(rename.values(name="busy"))
+        with pytest.raises(OperationalError, match="lock timeout"), database.write() as other:
+            other.execute(rename.values(name="other"))
+    database.dispose()
