@@ -15,12 +15,13 @@ from torch import nn
 
 from nupes_core import packedlayers
 from nupes_core.artifact import QUANT_METHOD, StoredWeight, quant_method, stored_weights
+from nupes_core.card import SUMS_NAME
 from nupes_core.errors import LoadCheckError, UnsafeFileError, UnsupportedArchitectureError
 from nupes_core.formats.onnx import holds_onnx
 from nupes_core.ggufmodel import decoded_gguf, holds_gguf
 from nupes_core.layers import QuantizedLayer, decode_stored, dequantize_modules
 from nupes_core.loading import load
-from nupes_core.manifest import SUMS_NAME, hash_file, read_manifest
+from nupes_core.manifest import hash_file, read_manifest
 from nupes_core.modelfolder import ModelFolder, open_folder, tensor_owners
 from nupes_core.probe import Probe, probe
 from nupes_core.quality import weight_error

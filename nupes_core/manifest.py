@@ -1,30 +1,25 @@
-"""What an artifact says about itself: `manifest.json`, `SHA256SUMS` model card. Torch-free, no timestamps."""
+"""What an artifact says about itself: `manifest.json`, `SHA256SUMS`, model card. Torch-free, no timestamps."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import platform
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from nupes_core.card import CARD_NAME, MANIFEST_NAME, SUMS_NAME, architectures_of, artifact_card
 from nupes_core.config import QuantizationConfig
 from nupes_core.diskfile import write_file
 from nupes_core.errors import LoadCheckError
-from nupes_core.formats import get_format
 from nupes_core.report import Report
 
-MANIFEST_NAME = "manifest.json"
-SUMS_NAME = "SHA256SUMS"
-CARD_NAME = "README.md"
 SCHEMA = "nupes-manifest-1"
 EVALUATION_PROTOCOL = "nupes-eval-1"
 
 _CHUNK_BYTES = 4 << 20
-_SAFE_YAML = re.compile(r"[A-Za-z0-9][\w./-]*")
 _NOT_TOTALS = frozenset({"layers", "seconds", "formats", "extra"})
 _PACKAGES = ("nupes", "torch", "numpy", "numba", "transformers")
 
@@ -134,7 +129,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _write(folder: Path, manifest: dict[str, Any]) -> None:
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(folder / MANIFEST_NAME, text.encode())
-    write_file(folder / CARD_NAME, _card(manifest).encode())
+    write_file(folder / CARD_NAME, artifact_card(manifest, architectures_of(folder)).encode())
     own = {path.name: hash_file(path)["sha256"] for path in (folder / MANIFEST_NAME, folder / CARD_NAME)}
     sums = {name: entry["sha256"] for name, entry in manifest["outputs"].items()} | own
     write_file(folder / SUMS_NAME, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
@@ -157,72 +152,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
-
-
-def _card(manifest: dict[str, Any]) -> str:
-    totals, weights = manifest["totals"], manifest["config"]["weights"]
-    snippet = get_format(manifest["format"]).snippet.format(path="path/to/this/folder")
-    group = "one group per row" if weights["group_size"] == -1 else f"groups of {weights['group_size']}"
-    rows = [
-        ("Bits per weight, side information counted", f"{totals['bits_per_weight']:.3f}"),
-        ("Parameters", f"{totals['params']:,}"),
-        ("Quantized", f"{totals['coverage_pct']:.1f} % of the parameters"),
-        ("Weight files", f"{totals['bytes_before']:,} → {totals['bytes_after']:,} bytes"),
-        *_metric_rows(manifest["metrics"] or {}),
-    ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return (
-        f"---\n{_front_matter(manifest['source'])}---\n\n# {weights['bits']}-bit NUPES\n\n"
-        f"Weights in {weights['bits']} bits, {group}, {_method_words(manifest['config'])} (arXiv 2308.05600).\n"
-        f"{_activation_words(manifest)}\n"
-        f"```python\n{snippet}\n```\n\n| | |\n|---|---|\n{table}\n\n"
-        f"`{MANIFEST_NAME}` has the settings, versions and figures of each layer; check the files with "
-        f"`sha256sum -c {SUMS_NAME}`.\n"
-    )
-
-
-def _method_words(config: Mapping[str, Any]) -> str:
-    """Say what was found with data, and what without."""
-    training, exponent = config["training"], config["weights"]["exponent"]
-    uniform = exponent["mode"] == "fixed" and exponent["value"] == 1
-    if config["optimize"] == "data_free":
-        return "on the uniform grid, scales found without data" if uniform else "by a power exponent found without data"
-    stages = {
-        "codes": training["learn_codes"] or training["error_feedback"],
-        "scales": training["learn_scales"],
-        "exponents": training["learn_exponent"] and exponent["mode"] == "search" and exponent["scope"] != "global",
-    }
-    *others, last = [name for name, on in stages.items() if on] or ["grids"]
-    learnt = f"{', '.join(others)} and {last}" if others else last
-    grids = "on the uniform grid" if uniform else "by power exponents"
-    return f"{grids}; {learnt} were learnt on calibration data"
-
-
-def _activation_words(manifest: Mapping[str, Any]) -> str:
-    """Say how inputs are coded, and where an artifact cannot say so itself."""
-    activations = manifest["config"].get("activations")
-    if activations is None:
-        return ""
-    if manifest["format"] == "dense":
-        return "This format holds weights alone: inputs of layers stay float here.\n"
-    return (
-        f"Inputs of linear layers in {activations['bits']} bits, {activations['grid']} grid, "
-        f"{activations['scaling']} scales, applied by this library while the model runs.\n"
-    )
-
-
-def _front_matter(source: Mapping[str, Any]) -> str:
-    lines = ["tags:", "- nupes", "- quantized"]
-    for key, line in (("license", "license"), ("repo_id", "base_model")):
-        value = source.get(key)
-        if isinstance(value, str) and _SAFE_YAML.fullmatch(value):
-            lines.append(f"{line}: {value}")
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _metric_rows(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            yield from _metric_rows(value, f"{prefix}{name} ")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{name}".replace("|", " ").replace("_", " "), f"{value:.6g}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import subprocess
@@ -7,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
+from nupes_core.card import hub_card
 from nupes_core.config import QuantizationConfig, TrainingConfig, WeightConfig
 from nupes_core.errors import LoadCheckError
+from nupes_core.formats import FORMATS
 from nupes_core.manifest import finalize, read_manifest, write_manifest
 from nupes_core.pipeline import quantize
 from nupes_core.report import Report
@@ -86,9 +90,33 @@ def test_the_model_card_loads_the_model_in_two_lines_and_shows_the_cost(made: tu
     finalize(folder, metrics=METRICS)
     card = (folder / "README.md").read_text()
     assert 'import nupes_core\nmodel = nupes_core.load("' in card
-    assert "| quantized perplexity | 10.5 |" in card
-    assert "base_model: someone/tiny" in card
-    assert "license: apache-2.0" in card
+    totals = read_manifest(folder)["totals"]
+    assert f"| Weight files, bytes | {totals['bytes_before']:,} | {totals['bytes_after']:,} |" in card
+    assert f"| Bits per quantized weight, side information counted |  | {totals['bits_per_weight']:.3f} |" in card
+    assert "| Perplexity | 10 | 10.5 |" in card
+    assert "| `weights.group_size` | 16 |" in card
+    fields = yaml.safe_load(card.split("---\n")[1])
+    assert (fields["base_model"], fields["license"]) == ("someone/tiny", "apache-2.0")
+    assert (fields["library_name"], fields["pipeline_tag"]) == ("nupes", "text-generation")
+    assert fields["quantization"]["bits"] == 3
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_card_of_a_repository_has_python_that_loads_each_format(made: tuple[Path, Report], name: str) -> None:
+    manifest = read_manifest(made[0])
+    card = hub_card({"nupes": manifest, name: {**manifest, "format": name}}, (), "team/tiny", "main")
+    blocks = [block.partition("```")[0] for block in card.split("```python\n")[1:]]
+    assert len(blocks) == len({"nupes", name})
+    for block in blocks:
+        ast.parse(block)
+        assert "{path}" not in block
+        assert block.count("folder") >= 2
+
+
+def test_the_card_of_what_was_not_measured_says_so(made: tuple[Path, Report]) -> None:
+    card = (made[0] / "README.md").read_text()
+    assert "Its quality was not measured." in card
+    assert "Perplexity" not in card
 
 
 def test_a_source_cannot_smuggle_markup_into_the_card(made: tuple[Path, Report]) -> None:
