@@ -14,6 +14,12 @@ def moving(settings: Settings, module: str, folder: JobFolder) -> Command:
     return Command(module, [str(folder.path)], environment.online(settings, folder), folder.path, folder.log)
 
 
+def pushing(settings: Settings, folder: JobFolder) -> Command:
+    """Return the command of the child that takes a result to the hub; it is told the token."""
+    env = environment.pushing(settings, folder)
+    return Command("worker.pusher", [str(folder.path)], env, folder.path, folder.log, told=True)
+
+
 def computing(settings: Settings, module: str, folder: JobFolder, *, told: bool = False) -> Command:
     """Return the command of a child that computes, without a network; `told`: what on, comes by standard input."""
     network: Network = "none" if isolation() == "namespace" else "shared"

@@ -70,6 +70,16 @@ def online(settings: Settings, folder: JobFolder) -> dict[str, str]:
     return env
 
 
+def pushing(settings: Settings, folder: JobFolder) -> dict[str, str]:
+    """Environment of the child that pushes: as `online`, but the operator's token is no token of the user's.
+
+    The user's own comes by standard input, which no listing of processes shows.
+    """
+    env = online(settings, folder)
+    env.pop("NUPES_HUB_TOKEN", None)
+    return {**env, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+
+
 def _base(folder: JobFolder) -> dict[str, str]:
     return {
         **{name: os.environ[name] for name in _COMMON if name in os.environ},

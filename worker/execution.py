@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from app.db.session import Database
 from app.db.tables import Job
 from app.jobs import cache
-from app.jobs.outcomes import fail, finish_cancel, requeue, succeed
+from app.jobs.outcomes import conclude, fail, finish_cancel, publish, requeue, succeed
 from app.jobs.transitions import Fence, record
 from app.settings import Settings
 from app.storage import open_store
@@ -23,6 +23,7 @@ from worker.fanout import FanOut
 from worker.holding import HeldJob
 from worker.lease import Lease, Watch
 from worker.orders import read_orders
+from worker.pushing import read_push
 from worker.relay import Relay
 from worker.shardwork import Place
 from worker.shutdown import Shutdown
@@ -66,17 +67,17 @@ class Execution:
             self._write(end)
 
     def _answered(self) -> bool:
-        """End the job with the result of an equal one that ended while this one waited, if there is one."""
+        """Give the job the result of an equal one that ended while this one waited; True when it ended with that."""
         with self._database.read() as session:
             job = session.get_one(Job, self._job_id)
-            if not job.cache or not cache.lasting(session, open_store(self._settings), job):
+            if job.result is not None or not job.cache or not cache.lasting(session, open_store(self._settings), job):
                 return False
         with self._database.write() as session:
             job = session.get_one(Job, self._job_id)
             answer = cache.find(session, job, lock=True)
             if answer is not None:
                 cache.answer_from(session, job, answer, self._fence)
-        return answer is not None
+            return JobStatus(job.status).is_terminal
 
     def _work(self) -> End:
         with self._database.read() as session:
@@ -85,8 +86,16 @@ class Execution:
         self._relay.timeline = orders.timeline
         watch = Watch(self._lease, self._database, self._shutdown, orders.timeout_s)
         stages = Stages(self._settings, self._folder, self._relay, watch)
+        if not orders.published:
+            self._compute(stages, watch, sharded=orders.sharded)
+        if orders.pushes:
+            self._push(stages, published=orders.published)
+            return self._conclude
+        return self._succeed
+
+    def _compute(self, stages: Stages, watch: Watch, *, sharded: bool) -> None:
         stages.run("worker.fetcher", online=True)
-        if orders.sharded:
+        if sharded:
             self._share(watch)
             stages.run("worker.fetcher", online=True)
         stages.run("worker.runner")
@@ -96,7 +105,18 @@ class Execution:
         stages.run("worker.uploader", online=True)
         if self._relay.result is None:
             raise JobFailedError(JobErrorCode.INTERNAL, "the work ended without a result")
-        return self._succeed
+
+    def _push(self, stages: Stages, *, published: bool) -> None:
+        """Take the result to the hub. Before that it is written: however the push ends, its files stay."""
+        if not published:
+            self._write(self._publish)
+        self._relay.enter(JobPhase.PUSHING)
+        with self._database.write() as session:
+            push = read_push(session, self._settings, self._job_id, self._fence)
+        self._folder.prepare(push.content)
+        stages.run_pusher(push.token)
+        if self._relay.pushed is None:
+            raise JobFailedError(JobErrorCode.INTERNAL, "the push ended without a commit")
 
     def _share(self, watch: Watch) -> None:
         """Do the files of the model together with other workers; then what they left is fetched, too."""
@@ -105,6 +125,14 @@ class Execution:
         with self._database.read() as session:
             orders = read_orders(session, self._settings, self._job_id)
         self._folder.prepare(orders.content)
+
+    def _publish(self, session: Session, job: Job) -> None:
+        assert self._relay.result is not None
+        publish(session, job, self._fence, self._relay.result, self._relay.layers, self._relay.files)
+
+    def _conclude(self, session: Session, job: Job) -> None:
+        assert self._relay.pushed is not None
+        conclude(session, job, self._fence, self._relay.pushed)
 
     def _succeed(self, session: Session, job: Job) -> None:
         assert self._relay.result is not None

@@ -19,6 +19,7 @@ _PAUSES: Mapping[JobErrorCode, int] = {
     JobErrorCode.DISK_FULL: 8,
     JobErrorCode.DOWNLOAD_FAILED: 1,
     JobErrorCode.PUBLISH_FAILED: 1,
+    JobErrorCode.PUSH_FAILED: 1,
 }
 """Trouble of the surroundings, which passes: how many pauses to wait. Housekeeping frees disks every two minutes."""
 

@@ -26,7 +26,10 @@ from worker.workfolder import SHARD, job_home
 class Orders:
     """What to do, JSON-ready for the children, how its phases lie in time, how long and how often it may be tried.
 
-    `sharded`: its files are to be done one by one, as other workers could do some of them.
+    Attributes:
+        sharded: its files are to be done one by one, as other workers could do some of them.
+        pushes: the result goes to a hub.
+        published: the result is there already, of an earlier attempt or of an equal job.
     """
 
     content: dict[str, Any]
@@ -34,6 +37,8 @@ class Orders:
     timeout_s: int
     max_attempts: int
     sharded: bool = False
+    pushes: bool = False
+    published: bool = False
 
 
 def read_orders(session: Session, settings: Settings, job_id: str) -> Orders:
@@ -60,8 +65,20 @@ def read_orders(session: Session, settings: Settings, job_id: str) -> Orders:
         "min_free_disk_bytes": settings.min_free_disk_bytes,
         "finished": [_finished(file) for file in shards.files_of(session, job_id)],
     }
-    timeline = Timeline.of(data_driven=spec.optimize.mode == "data_driven", calibrated=spec.calibration is not None)
-    return Orders(content, timeline, job.timeout_s, job.max_attempts, _is_shared(session, job))
+    timeline = Timeline.of(
+        data_driven=spec.optimize.mode == "data_driven",
+        calibrated=spec.calibration is not None,
+        pushed=spec.push_to_hub is not None,
+    )
+    return Orders(
+        content,
+        timeline,
+        job.timeout_s,
+        job.max_attempts,
+        sharded=_is_shared(session, job),
+        pushes=spec.push_to_hub is not None,
+        published=job.result is not None,
+    )
 
 
 def read_shard_orders(session: Session, settings: Settings, job_id: str, position: int) -> Orders:

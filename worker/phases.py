@@ -16,11 +16,15 @@ _WEIGHTS: dict[JobPhase, float] = {
     JobPhase.PACKAGING: 2,
     JobPhase.VERIFYING: 5,
     JobPhase.PUBLISHING: 3,
+    JobPhase.PUSHING: 0,
 }
 """Of a job that looks at the weights alone, in percent."""
 
 MEASURING_WEIGHT = 40.0
 """Running the model on data once, to see its activations."""
+
+PUSHING_WEIGHT = 10.0
+"""Sending the result to a hub."""
 
 LEARNING_WEIGHT = 500.0
 """Learning the codes takes several times as long as all else together."""
@@ -29,16 +33,17 @@ LEARNING_WEIGHT = 500.0
 class Timeline:
     """Where the phases of one job lie between its start, 0, and its end, 1."""
 
-    def __init__(self, calibrating: float = 0.0) -> None:
-        weights = {**_WEIGHTS, JobPhase.CALIBRATING: calibrating}
+    def __init__(self, calibrating: float = 0.0, pushing: float = 0.0) -> None:
+        weights = {**_WEIGHTS, JobPhase.CALIBRATING: calibrating, JobPhase.PUSHING: pushing}
         total = sum(weights.values())
         ends = [end / total for end in accumulate(weights.values())]
         self._spans = dict(zip(weights, zip([0.0, *ends[:-1]], ends, strict=True), strict=True))
 
     @classmethod
-    def of(cls, *, data_driven: bool, calibrated: bool) -> Timeline:
+    def of(cls, *, data_driven: bool, calibrated: bool, pushed: bool = False) -> Timeline:
         """Return that of a job which learns codes on data, which only looks at data, or which needs none."""
-        return cls(LEARNING_WEIGHT if data_driven else MEASURING_WEIGHT if calibrated else 0.0)
+        calibrating = LEARNING_WEIGHT if data_driven else MEASURING_WEIGHT if calibrated else 0.0
+        return cls(calibrating, PUSHING_WEIGHT if pushed else 0.0)
 
     def follows(self, phase: JobPhase, later: JobPhase) -> bool:
         """Whether a phase lies behind another."""

@@ -15,7 +15,7 @@ from app.db.tables import Job
 from app.jobs.metrics import Point, write_points
 from app.jobs.outcomes import PublishedFile, enter_phase, report_progress
 from app.jobs.transitions import Fence, StaleFenceError, record
-from nupes_client.schemas.jobs import JobPhase, JobResult, Layer, ProgressInfo
+from nupes_client.schemas.jobs import JobPhase, JobResult, Layer, ProgressInfo, Pushed
 from worker.failures import DATABASE_AWAY, MAX_MESSAGE, JobFailedError, reported_failure
 from worker.phases import Timeline
 
@@ -50,6 +50,7 @@ class Relay:
         self.layers: list[Layer] = []
         self.files: list[PublishedFile] = []
         self.result: JobResult | None = None
+        self.pushed: Pushed | None = None
         self.failure: JobFailedError | None = None
         self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
             "phase": self._on_phase,
@@ -59,6 +60,7 @@ class Relay:
             "layer": lambda data: self.layers.append(Layer.model_validate(data)),
             "artifact": lambda data: self.files.append(PublishedFile(**data)),
             "result": self._on_result,
+            "pushed": self._on_pushed,
             "error": self._on_error,
         }
 
@@ -115,6 +117,9 @@ class Relay:
 
     def _on_result(self, data: dict[str, Any]) -> None:
         self.result = JobResult.model_validate(data)
+
+    def _on_pushed(self, data: dict[str, Any]) -> None:
+        self.pushed = Pushed.model_validate(data)
 
     def _on_error(self, data: dict[str, Any]) -> None:
         self.failure = reported_failure(data)

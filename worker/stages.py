@@ -55,6 +55,12 @@ class Stages:
         grace_s = self._settings.cancel_grace_s
         self._attend(module, command.log, lambda: supervise(command, self._events, self._watch, grace_s))
 
+    def run_pusher(self, token: str) -> None:
+        """Have what the folder's orders name pushed to the hub; raises as `run` does."""
+        command, grace_s = commands.pushing(self._settings, self._folder), self._settings.cancel_grace_s
+        run = lambda: supervise(command, self._events, self._watch, grace_s, tell=token)  # noqa: E731
+        self._attend(command.module, command.log, run)
+
     def run_shard(self, runner: ShardRunner) -> None:
         """Have the file of a sharded model in the folder done by a process that lives on; raises as `run` does."""
         self._attend(MODULE, runner.log, lambda: runner.run(self._folder, self._events, self._watch))

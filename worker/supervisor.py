@@ -30,7 +30,12 @@ class StoppedError(Exception):
 
 
 def supervise(
-    command: Command, on_event: Callable[[dict[str, Any]], None], watch: Callable[[], Stop | None], grace_s: float
+    command: Command,
+    on_event: Callable[[dict[str, Any]], None],
+    watch: Callable[[], Stop | None],
+    grace_s: float,
+    *,
+    tell: str | None = None,
 ) -> int:
     """Run `command` and return its exit status (-N: ended by signal N).
 
@@ -39,12 +44,15 @@ def supervise(
         on_event: called with each event of the child.
         watch: asked several times a second whether the child has to end.
         grace_s: from TERM to KILL. A child whose lease was lost gets none: another may be writing the same files.
+        tell: a line for the standard input of a child that is told things; secrets go there.
 
     Raises:
         StoppedError: `watch` said so. Nothing of the child runs any more, as after every other way out.
     """
     child = Child(command)
     try:
+        if tell is not None:
+            child.tell(tell)
         return attend(child, on_event, watch, grace_s)
     finally:
         child.close()

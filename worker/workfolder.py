@@ -64,6 +64,11 @@ class JobFolder:
         return self.path / "out"
 
     @property
+    def pushed(self) -> Path:
+        """The files of a repository on the hub, laid out as they are to be there."""
+        return self.path / "pushed"
+
+    @property
     def outputs(self) -> Path:
         """Some outputs of what was evaluated, by format, to compare with after loading."""
         return self.path / "outputs.json"

@@ -1,8 +1,9 @@
 """The result cache: a job that computes what an earlier one of the same tenant computed is answered from its files.
 
-Two jobs compute the same when the bytes of model and texts, the resolved wish and the code are the same; gates are left
-out, they only judge. The answer is the new job's own: artifact rows to the same blobs, layers, curves, events and a
-verdict by its own gates, so each of the two can be deleted without harm to the other.
+Two jobs compute the same when the bytes of model and texts, the resolved wish and the code are the same. Gates, which
+only judge, are left out, and so is where the result goes: a job that has to push it gets the files and waits for a
+worker. The answer is the new job's own: artifact rows to the same blobs, layers, curves, events and a verdict by its
+own gates, so each of the two can be deleted without harm to the other.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from app.core.canonical import content_hash
 from app.core.problems import NotFoundError
 from app.db.tables import Artifact, Job, Model
 from app.jobs import repository
-from app.jobs.outcomes import PublishedFile, succeed
+from app.jobs.outcomes import PublishedFile, publish, succeed
 from app.jobs.transitions import Fence
 from app.jobs.views import counted_layer_view
 from app.models import repository as models
@@ -25,6 +26,9 @@ from app.storage import BlobStore
 from app.uploads import repository as uploads
 from nupes_client.schemas.jobs import JobResult, JobSpec
 from nupes_core.codeversion import code_version
+
+_NOT_OF_THE_RESULT = {"model", "gates", "push_to_hub"}
+"""The model counts by its bytes; the others only judge the result, or say where it goes."""
 
 _TEXTS = ("evaluation", "calibration")
 """Parts of a wish that can name an upload."""
@@ -45,7 +49,7 @@ def cache_key(session: Session, tenant_id: str, model: Model, spec: JobSpec) -> 
         NotFoundError: a text is gone since the job was checked.
     """
     hashes = models.hashes_of(session, model.id)
-    wish = spec.model_dump(mode="json", include=set(JobSpec.model_fields) - {"model", "gates"})
+    wish = spec.model_dump(mode="json", include=set(JobSpec.model_fields) - _NOT_OF_THE_RESULT)
     named = {part: wish[part]["text"]["upload_id"] for part in _TEXTS if (wish[part] or {}).get("text")}
     texts = uploads.get_many(session, tenant_id, set(named.values())) if named else {}
     for part, upload_id in named.items():
@@ -69,15 +73,16 @@ def find(session: Session, job: Job, *, lock: bool = False) -> Answer | None:
 
 
 def answer_from(session: Session, job: Job, answer: Answer, fence: Fence | None = None) -> None:
-    """End a queued job, or one that the worker with that fence has begun, with the result of an earlier one.
+    """Give a queued job, or one that the worker with that fence has begun, the result of an earlier one.
 
-    It is judged by its own gates.
+    It is judged by its own gates. It ends with that, unless it has to push the result.
     """
     source = answer.source
     layers = [counted_layer_view(row) for row in repository.layers(session, source.id, -1, None, histograms=True)]
     files = [_published(file) for file in answer.files]
     repository.copy_metrics(session, source.id, job.id)
-    succeed(session, job, fence, JobResult.model_validate(source.result), layers, files, cached_from=source.id)
+    write = publish if job.config.get("push_to_hub") else succeed
+    write(session, job, fence, JobResult.model_validate(source.result), layers, files, cached_from=source.id)
 
 
 def _content(model: Model, hashes: Mapping[str, str | None]) -> Mapping[str, Any]:

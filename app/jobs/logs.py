@@ -13,7 +13,7 @@ from app.db.tables import JobEvent
 from app.jobs.views import event_view
 from nupes_client.schemas.reports import LogFormat
 
-TYPES = ("status", "phase", "log", "changed", "waiting", "routed")
+TYPES = ("status", "phase", "log", "changed", "waiting", "routed", "published")
 """Events that are lines of the log."""
 
 MEDIA_TYPES: dict[LogFormat, str] = {"text": "text/plain; charset=utf-8", "jsonl": "application/x-ndjson"}
@@ -49,6 +49,7 @@ _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "phase": lambda data: f"phase {data['phase']}",
     "log": lambda data: str(data.get("message", "")),
     "changed": lambda data: f"changed {_fields(data)}",
+    "published": lambda data: f"published {_fields(data)}",
 }
 
 

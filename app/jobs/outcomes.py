@@ -19,7 +19,16 @@ from app.core.clock import now
 from app.db.tables import Artifact, Job, JobLayer
 from app.jobs.gates import evaluate_gates
 from app.jobs.transitions import AT_START, Fence, enqueue, record, transition
-from nupes_client.schemas.jobs import JobError, JobPhase, JobResult, JobSpec, JobStatus, Layer, ProgressInfo
+from nupes_client.schemas.jobs import (
+    JobError,
+    JobPhase,
+    JobResult,
+    JobSpec,
+    JobStatus,
+    Layer,
+    ProgressInfo,
+    Pushed,
+)
 from nupes_client.schemas.problems import JobErrorCode
 from nupes_core.codeversion import code_version
 
@@ -72,7 +81,8 @@ def succeed(
 ) -> None:
     """Finish the job: gates and verdict, layers, artifact rows and the status, all in this one transaction.
 
-    A job that is being cancelled when its result is ready succeeds: the work is done.
+    A job that is being cancelled when its result is ready succeeds: the work is done. One that has to push its result
+    goes through `publish` and `conclude` instead.
 
     Args:
         session: an open write session.
@@ -84,28 +94,36 @@ def succeed(
         cached_from: the job that computed all this, if it was another.
     """
     _lock(session, job)
-    gates, verdict = evaluate_gates(JobSpec.model_validate(job.config).gates, result)
-    transition(
-        session,
-        job,
-        JobStatus.SUCCEEDED,
-        fence=fence,
-        data={
-            "verdict": verdict,
-            "files": len(artifacts),
-            "bytes_after": result.bytes_after,
-            **({"cached_from": cached_from} if cached_from else {}),
-        },
-        result=_json(result),
-        gates=[_json(gate) for gate in gates],
-        verdict=verdict,
-        cache_hit=cached_from is not None,
-        code_version=code_version(),
-        progress_fraction=1.0,
-    )
-    session.add_all(_layer_rows(job, layers))
-    session.add_all(_artifact_rows(job, artifacts))
-    session.flush()
+    data, columns = _outcome(job, result, artifacts, cached_from)
+    transition(session, job, JobStatus.SUCCEEDED, fence=fence, data=data, **columns, progress_fraction=1.0)
+    _add_rows(session, job, layers, artifacts)
+
+
+def publish(
+    session: Session,
+    job: Job,
+    fence: Fence | None,
+    result: JobResult,
+    layers: Sequence[Layer],
+    artifacts: Sequence[PublishedFile],
+    *,
+    cached_from: str | None = None,
+) -> None:
+    """Write the result of a job that still has to push it: from now on nothing of it is lost, however the push ends.
+
+    The arguments are those of `succeed`; the status stays as it is.
+    """
+    _lock(session, job)
+    data, columns = _outcome(job, result, artifacts, cached_from)
+    record(session, job, "published", data, fence=fence, **columns)
+    _add_rows(session, job, layers, artifacts)
+
+
+def conclude(session: Session, job: Job, fence: Fence, pushed: Pushed) -> None:
+    """Finish a job that has published its result and pushed it."""
+    _lock(session, job)
+    data = {"verdict": job.verdict, "pushed": pushed.commit_url}
+    transition(session, job, JobStatus.SUCCEEDED, fence=fence, data=data, pushed=_json(pushed), progress_fraction=1.0)
 
 
 def fail(session: Session, job: Job, fence: Fence | None, error: JobError) -> None:
@@ -159,6 +177,33 @@ def _json(model: BaseModel) -> dict[str, Any]:
     """Return what the JSON columns take: NaN and infinities, which PostgreSQL refuses, become null."""
     content: dict[str, Any] = json.loads(model.model_dump_json())
     return content
+
+
+def _outcome(
+    job: Job, result: JobResult, artifacts: Sequence[PublishedFile], cached_from: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the event says of a result, and the columns that hold it."""
+    gates, verdict = evaluate_gates(JobSpec.model_validate(job.config).gates, result)
+    data = {
+        "verdict": verdict,
+        "files": len(artifacts),
+        "bytes_after": result.bytes_after,
+        **({"cached_from": cached_from} if cached_from else {}),
+    }
+    columns = {
+        "result": _json(result),
+        "gates": [_json(gate) for gate in gates],
+        "verdict": verdict,
+        "cache_hit": cached_from is not None,
+        "code_version": code_version(),
+    }
+    return data, columns
+
+
+def _add_rows(session: Session, job: Job, layers: Sequence[Layer], artifacts: Sequence[PublishedFile]) -> None:
+    session.add_all(_layer_rows(job, layers))
+    session.add_all(_artifact_rows(job, artifacts))
+    session.flush()
 
 
 def _layer_rows(job: Job, layers: Sequence[Layer]) -> Iterable[JobLayer]:

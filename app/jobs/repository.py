@@ -22,7 +22,7 @@ from app.db.tables import (
     JobShardFile,
     OutboxMessage,
 )
-from nupes_client.schemas.jobs import JobStatus
+from nupes_client.schemas.jobs import TERMINAL_STATUSES, JobStatus
 
 _INSERTS: dict[str, Callable[..., postgresql.Insert | sqlite.Insert]] = {
     "postgresql": postgresql.insert,
@@ -60,7 +60,8 @@ _EQUAL = (
     select(Job)
     .where(Job.tenant_id == bindparam("tenant_id"), Job.cache_key == bindparam("cache_key"))
     .where(Job.code_version == bindparam("code_version"))
-    .where(Job.status == JobStatus.SUCCEEDED.value, Job.artifacts_expired_at.is_(None))
+    # Only what has a result has a code version: also a job whose push failed, or was cancelled.
+    .where(Job.status.in_([status.value for status in TERMINAL_STATUSES]), Job.artifacts_expired_at.is_(None))
     .order_by(Job.id.desc())
     .limit(1)
 )
@@ -204,7 +205,7 @@ def copy_metrics(session: Session, source_id: str, job_id: str) -> None:
 
 
 def equal_job(session: Session, job: Job, code_version: str, *, lock: bool) -> Job | None:
-    """The newest job of the same tenant that succeeded with the same cache key and code; with `lock` it stays."""
+    """The newest ended job of the same tenant with a result, the same cache key and code; with `lock` it stays."""
     wanted = {"tenant_id": job.tenant_id, "cache_key": job.cache_key, "code_version": code_version}
     return session.scalars(_EQUAL.with_for_update(read=True) if lock else _EQUAL, wanted).one_or_none()
 

@@ -87,6 +87,9 @@ class JobWriter:
         answer = cache.find(session, new.job, lock=True) if new.cached else None
         if answer is None:
             return False
-        transitions.create(session, new.job, wake=False)
+        pushes = bool(new.job.config.get("push_to_hub"))
+        if pushes:
+            new.job.memory_bytes = None  # moving files takes none worth planning
+        transitions.create(session, new.job, wake=pushes)
         cache.answer_from(session, new.job, answer)
         return True

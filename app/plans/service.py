@@ -11,6 +11,7 @@ from app.core.recent import Recent
 from app.db.tables import Model
 from app.models import service as models
 from app.plans.architectures import EVALUABLE_MODEL_TYPES
+from app.plans.pushes import check_push
 from app.plans.texts import check_texts
 from app.plans.translate import quantization_config
 from app.settings import Settings
@@ -52,13 +53,14 @@ def prepare(session: Session, settings: Settings, store: BlobStore, tenant_id: s
 
     Raises:
         NotFoundError: the model or a text is not there, or is another tenant's.
-        ValidationProblem: a text is not complete or is no text, or no worker has the memory.
+        ValidationProblem: a text is not complete or is no text, no worker has the memory, or there is no such secret.
         DiskFullProblem: the result would leave too little disk.
         NupesError: invalid settings, an unknown architecture, nothing to quantize.
     """
     model = models.get(session, tenant_id, spec.model.id)
     _check_architecture(spec, model)
     check_texts(session, store, tenant_id, spec)
+    check_push(session, settings, tenant_id, spec)
     config = quantization_config(spec)
     _check_calibration(spec, config)
     plan = _predicted(session, spec, config)

@@ -86,7 +86,10 @@ def cases(job: Job) -> list[Case]:
     error = _why(job)
     if error is not None:
         limits = job.config.gates.model_dump(exclude_none=True) if job.config.gates else {}
-        return [Case("job", job.status, error=error), *(Case(gate, "", error="not measured") for gate in limits)]
+        judged = [_gate_case(gate) for gate in job.gates]  # all but a push was done
+        return [Case("job", job.status, error=error), *judged] + (
+            [] if judged else [Case(gate, "", error="not measured") for gate in limits]
+        )
     return [_gate_case(gate) for gate in job.gates] or [Case("job", job.status)]
 
 

@@ -183,6 +183,14 @@ def _activations(given: Mapping[str, Any] | None) -> Words:
         yield from _switches({"smooth": ("--no-smooth", False)}, _ACTIVATION_OPTIONS)({"bits": 8, **given})
 
 
+def _push(given: Mapping[str, Any] | None) -> Words:
+    given = given or {}
+    yield from _switches({"private": ("--push-public", False)}, _PUSH_OPTIONS)(given)
+    yield from _each("--push-format")(given.get("formats", []))
+
+
+_PUSH_OPTIONS = {"repo": "--push", "secret": "--push-secret", "revision": "--push-revision"}
+
 _OPTIONS: dict[str, Callable[[Any], Words]] = {
     "weights": _weights,
     "layers": _layers,
@@ -192,6 +200,7 @@ _OPTIONS: dict[str, Callable[[Any], Words]] = {
     "evaluation": _evaluation,
     "gates": _pairs("--gate"),
     "formats": _each("--format"),
+    "push_to_hub": _push,
     "labels": _pairs("--label"),
     "name": _one("--name"),
     "priority": _one("--priority"),

@@ -28,7 +28,8 @@ def stages(job: Job, events: Sequence[JobEvent], moment: datetime) -> list[Stage
     for (phase, start), end in zip(entered, ends, strict=False):
         spent[phase] = spent.get(phase, 0.0) + (end - start).total_seconds()
     last = entered[-1][0] if entered else None
-    return [Stage(phase, _state(job, phase, spent, last), spent.get(phase)) for phase in _ORDER]
+    shown = [phase for phase in JobPhase if phase is not JobPhase.PUSHING or job.config.push_to_hub]
+    return [Stage(phase, _state(job, phase, spent, last), spent.get(phase)) for phase in shown]
 
 
 def _entered(events: Sequence[JobEvent]) -> list[tuple[JobPhase, datetime]]:
@@ -44,6 +45,3 @@ def _state(job: Job, phase: JobPhase, spent: dict[JobPhase, float], last: JobPha
     if phase is not last or job.status is JobStatus.SUCCEEDED:
         return "done"
     return "failed" if job.is_terminal else "now"
-
-
-_ORDER = tuple(JobPhase)

@@ -175,6 +175,33 @@ class EvaluationOptions(OptionGroup):
 
 
 @dataclass(frozen=True)
+class PushOptions(OptionGroup):
+    """Where on a hub the result goes."""
+
+    push: o.Push = None
+    push_secret: o.PushSecret = None
+    push_public: o.PushPublic = False
+    push_revision: o.PushRevision = None
+    push_format: o.PushFormats = None
+
+    def body(self, uploads: Mapping[str, str]) -> dict[str, Any]:
+        """Return `push_to_hub`, if there is one.
+
+        Raises:
+            WishError: only one of repository and token is named.
+        """
+        if self.push is None:
+            if chosen := _chosen(self):
+                raise WishError(f"{chosen[0]} says how a result is pushed", hint="Add --push NAMESPACE/NAME.")
+            return {}
+        if self.push_secret is None:
+            raise WishError("--push needs a stored token", hint="nupes secrets set NAME, then add --push-secret NAME.")
+        formats = {"formats": [each.value for each in self.push_format]} if self.push_format else {}
+        wish = {"repo": self.push, "secret": self.push_secret, "private": not self.push_public, **formats}
+        return {"push_to_hub": wish | _given(revision=self.push_revision)}
+
+
+@dataclass(frozen=True)
 class JobOptions(OptionGroup):
     """What is written, and how the job is run and found."""
 

@@ -78,6 +78,7 @@ GATES = ("max_perplexity_increase_pct", "max_kl", "min_top1_agreement", "max_byt
 
 _WEIGHTS, _LEARNING, _CALIBRATION = "Weights", "Learning on data", "Calibration data"
 _ACTIVATIONS, _EVALUATION, _JOB = "Activations", "Evaluation", "Job"
+_HUB = "Publishing to a hub"
 """Panels of the help."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
@@ -321,6 +322,41 @@ NoCache = Annotated[
     typer.Option("--no-cache", help="Compute it also where an equal job has the result.", rich_help_panel=_JOB),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.", rich_help_panel=_JOB)]
+
+Push = Annotated[
+    str | None,
+    typer.Option(
+        "--push",
+        metavar="NAMESPACE/NAME",
+        help="Push the result, with a model card, into this repository of the hub.",
+        rich_help_panel=_HUB,
+    ),
+]
+PushSecret = Annotated[
+    str | None,
+    typer.Option(
+        "--push-secret",
+        metavar="NAME",
+        help="The stored token that may write there: nupes secrets set NAME.",
+        rich_help_panel=_HUB,
+    ),
+]
+PushPublic = Annotated[
+    bool, typer.Option("--push-public", help="Let everybody read the repository.", rich_help_panel=_HUB)
+]
+PushRevision = Annotated[
+    str | None,
+    typer.Option("--push-revision", metavar="BRANCH", help="The branch.", show_default="main", rich_help_panel=_HUB),
+]
+PushFormats = Annotated[
+    list[Format] | None,
+    typer.Option(
+        "--push-format",
+        help="Only these of what is written; repeatable, the first lies at the root.",
+        show_default="all",
+        rich_help_panel=_HUB,
+    ),
+]
 
 LabelFilter = Annotated[
     list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="Only with this label; repeatable.")

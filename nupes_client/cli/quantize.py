@@ -15,6 +15,7 @@ def quantize(
     data: g.CalibrationOptions,
     activations: g.ActivationOptions,
     evaluation: g.EvaluationOptions,
+    push: g.PushOptions,
     job: g.JobOptions,
     wait: o.Wait = False,
     timeout: o.WaitTimeout = None,
@@ -32,6 +33,6 @@ def quantize(
     from nupes_client.cli.submitting import submit
     from nupes_client.cli.wish import Wish
 
-    wish = Wish((weights, learning, data, activations, evaluation, job))
+    wish = Wish((weights, learning, data, activations, evaluation, push, job))
     keep = Keepsakes(download, junit)
     submit(model, wish, wait=wait or bool(keep), timeout_s=timeout, keep=keep, as_json=json)

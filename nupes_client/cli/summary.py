@@ -97,6 +97,8 @@ def _lines(job: Job, folder: Path | None) -> list[str]:
     verdict = f", gates {job.verdict}" if job.verdict else ""
     cached = ", answered from cache" if job.cache_hit else ""
     lines.append(f"job {job.id} {job.status.value}{verdict}{cached}")
+    if job.pushed is not None:
+        lines.append(f"on the hub: {job.pushed.commit_url}")
     if folder is not None:
         lines.append(f"files in {folder}")
     elif job.result is not None:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, f
 from nupes_client.schemas.base import Label, LabelValue, Request, Response, Timestamp
 from nupes_client.schemas.models import RepoId
 from nupes_client.schemas.problems import JobErrorCode
+from nupes_client.schemas.secrets import SecretName
 
 
 class JobStatus(StrEnum):
@@ -44,6 +45,7 @@ class JobPhase(StrEnum):
     PACKAGING = "packaging"
     VERIFYING = "verifying"
     PUBLISHING = "publishing"
+    PUSHING = "pushing"
 
 
 class ModelRef(Request):
@@ -247,6 +249,47 @@ class GatesSpec(Request):
 
 Format = Literal["nupes", "dense", "compressed-tensors", "gguf", "onnx"]
 
+_REPO_PART = r"(?!.*(?:--|\.\.))[A-Za-z0-9_][A-Za-z0-9_.-]{0,94}(?<![.-])(?<!\.git)"
+_REPOSITORY = re.compile(rf"{_REPO_PART}/{_REPO_PART}")
+_BRANCH = re.compile(r"(?!.*(?:\.\.|//|\.lock(?:/|$)))[A-Za-z0-9_](?:[A-Za-z0-9_./-]{0,198}[A-Za-z0-9_-])?")
+
+
+def _check_repository(value: str) -> str:
+    if not _REPOSITORY.fullmatch(value):
+        raise ValueError("write it as namespace/name: letters, digits, `_`, `.` and `-`, as the hub allows them")
+    return value
+
+
+def _check_branch(value: str) -> str:
+    if not _BRANCH.fullmatch(value):
+        raise ValueError("must be the name of a branch: letters, digits, `_`, `.`, `-` and `/`")
+    return value
+
+
+def _named_once(value: list[Format]) -> list[Format]:
+    if len(set(value)) != len(value):
+        raise ValueError("a format is named twice")
+    return value
+
+
+class PushSpec(Request):
+    """A repository of the hub that gets the result, with a model card made from it.
+
+    It is made when it is not there. One that holds files which no push put there is left alone.
+    """
+
+    repo: Annotated[str, AfterValidator(_check_repository)] = Field(description="`namespace/name`.")
+    secret: SecretName = Field(description="Name of a stored hub token that may write there; see `/v1/secrets`.")
+    private: bool = Field(True, description="True: never into a repository that everybody can read.")
+    revision: Annotated[str, AfterValidator(_check_branch)] = Field(
+        "main", description="A branch; made when it is not there."
+    )
+    formats: Annotated[list[Format], AfterValidator(_named_once)] = Field(
+        [],
+        max_length=8,
+        description="Of the job's, the first at the root, others in folders of their names; empty: all.",
+    )
+
 
 class JobSpec(Request):
     """Everything that decides what a job does, next to the model.
@@ -274,6 +317,7 @@ class JobSpec(Request):
         "cannot hold the power grid (`compressed-tensors`, `gguf`) are quantized and measured for themselves. "
         "`onnx` holds it, for encoders and convolution nets; `gguf` is for decoders.",
     )
+    push_to_hub: PushSpec | None = None
     seed: int = Field(0, ge=0, lt=1 << 31)
 
     @field_validator("calibration")
@@ -299,11 +343,14 @@ class JobSpec(Request):
             )
         return value
 
-    @field_validator("formats")
+    _formats_are_unique = field_validator("formats")(_named_once)
+
+    @field_validator("push_to_hub")
     @classmethod
-    def _formats_are_unique(cls, value: list[Format]) -> list[Format]:
-        if len(set(value)) != len(value):
-            raise ValueError("a format is named twice")
+    def _pushed_formats_are_written(cls, value: PushSpec | None, info: ValidationInfo) -> PushSpec | None:
+        for each in value.formats if value else ():
+            if each not in info.data.get("formats", (each,)):
+                raise ValueError(f"the format `{each}` is to be pushed, but not among `formats` of the job")
         return value
 
     @model_validator(mode="after")
@@ -440,6 +487,18 @@ class GateResult(Response):
     passed: bool
 
 
+class Pushed(Response):
+    """Where on the hub the result is."""
+
+    repo: str
+    revision: str = Field(description="The branch.")
+    url: str
+    commit: str = Field(description="That holds exactly these files, 40 hex digits.")
+    commit_url: str
+    formats: list[str] = Field(description="The first lies at the root, others in folders of their names.")
+    files: int
+
+
 class JobLinks(Response):
     """Where to go from a job."""
 
@@ -488,6 +547,7 @@ class Job(Response):
     started_at: Timestamp | None
     finished_at: Timestamp | None
     artifacts_expired_at: Timestamp | None = Field(None, description="When the files of the result were deleted.")
+    pushed: Pushed | None = Field(None, description="Where on the hub the result is, once it is there.")
     links: JobLinks
 
 
@@ -520,7 +580,7 @@ class JobEvent(Response):
     """Something that happened to a job. `seq` counts from 1 without gaps."""
 
     seq: int
-    type: str = Field(description="`status`, `phase`, `progress`, `log`, `changed`, `waiting`, `routed`.")
+    type: str = Field(description="`status`, `phase`, `progress`, `log`, `changed`, `waiting`, `routed`, `published`.")
     data: dict[str, Any]
     created_at: Timestamp
 

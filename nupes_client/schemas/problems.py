@@ -29,6 +29,9 @@ class JobErrorCode(StrEnum):
     EVAL_FAILED = "eval_failed"
     LOAD_CHECK_FAILED = "load_check_failed"
     PUBLISH_FAILED = "publish_failed"
+    PUSH_DENIED = "push_denied"
+    PUSH_CONFLICT = "push_conflict"
+    PUSH_FAILED = "push_failed"
     CANCELLED = "cancelled"
     INTERNAL = "internal"
 

@@ -70,6 +70,19 @@ def test_an_equal_job_is_answered_at_once_with_files_and_figures_of_its_own(api:
         assert session.scalars(select(OutboxMessage).where(OutboxMessage.job_id == second["id"])).all() == []
 
 
+def test_a_job_that_pushes_gets_the_files_and_waits_for_a_worker_to_push_them(api: Api) -> None:
+    assert api.post("/v1/secrets", json={"name": "team", "value": "hf_x"}).status_code == 201
+    model_id = add_model(api)
+    first = compute(api, submit(api, model_id))
+    second = submit(api, model_id, push_to_hub={"repo": "team/tiny", "secret": "team"})
+    assert (second["status"], second["cache_hit"], second["memory_bytes"]) == ("queued", True, None)
+    assert artifact_of(api, second["id"])["sha256"] == artifact_of(api, first)["sha256"]
+    assert api.post(f"/v1/jobs/{second['id']}/cancel").json()["status"] == "cancelled"
+    assert api("DELETE", f"/v1/jobs/{first}").status_code == 204
+    third = submit(api, model_id)  # of one that was cancelled, but has a result
+    assert (third["status"], third["cache_hit"]) == ("succeeded", True)
+
+
 def test_gates_judge_the_cached_result_anew(lite: Api) -> None:
     model_id = add_model(lite)
     compute(lite, submit(lite, model_id))

@@ -98,6 +98,10 @@ NOT_RUN = {
     "nupes up": "the fixture does",
     "NUPES_DATA_DIR=restored nupes up": "tests/app/test_backup.py restores and starts",
     "python -m app.db.migrate": "every start of the service does",
+    "nupes secrets set team --from-env HF_TOKEN": "tests/client/test_secrets.py sets",
+    "nupes quantize examples/booklm --format nupes --format gguf --push team/booklm-nupes --push-secret team --wait": (
+        "tests/worker/test_push_jobs.py pushes"
+    ),
     "python -m app.workers drain WORKER": "tests/app/test_routing.py drains",
 }
 """With the test that does it instead."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -10,8 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from app.core.secret_key import load_pepper
+from app.db.tables import Secret
+from app.secrets.sealing import sealer
 from app.settings import Settings
 from nupes_client.schemas.jobs import JobStatus
+from tests.hubserver import hub_server
 from tests.worker.factory import wait_for_end, worker_log, worker_process, write_tiny_llama
 from tests.worker.test_worker import Bench
 
@@ -23,6 +28,9 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": f"{CANARY}-aws",
     "PGPASSWORD": f"{CANARY}-database",
 }
+TOKEN = f"hf_{CANARY}-users"
+"""That a user stored to have the result pushed."""
+
 COMPUTES = ("worker.runner", "worker.runner_check")
 """Children that run code on a stranger's files."""
 
@@ -35,7 +43,7 @@ class Watcher:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self.environments: dict[str, str] = {}
-        self.orders = ""
+        self.orders: set[str] = set()
 
     def __enter__(self) -> Watcher:
         self._thread.start()
@@ -50,7 +58,8 @@ class Watcher:
             for process in psutil.process_iter():
                 self._look(process)
             for orders in self._work_dir.glob("jobs/*/attempts/*/orders.json"):
-                self.orders = orders.read_text()
+                with contextlib.suppress(OSError):  # removed meanwhile
+                    self.orders.add(orders.read_text())
 
     def _look(self, process: psutil.Process) -> None:
         try:
@@ -69,13 +78,20 @@ def bench(
         monkeypatch.setenv(name, secret)
     settings = make_settings(database_url=sqlite_url, poll_s=0.5, log_level="debug")
     bench = Bench(settings, write_tiny_llama(tmp_path / "model"))
-    yield bench
+    with bench.database.write() as session:
+        sealed = sealer(load_pepper(settings)).seal(TOKEN)
+        session.add(Secret(tenant_id=bench.tenant_id, name="team", kind="hub_token", sealed=sealed))
+    with hub_server() as hub:
+        hub.accounts = {TOKEN: {"team"}}
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield bench
     bench.database.dispose()
 
 
 def test_no_secret_reaches_logs_events_command_lines_or_the_children_that_compute(bench: Bench) -> None:
     with worker_process(bench.settings), Watcher(bench.settings.work_dir) as seen:
-        job = wait_for_end(bench.database, bench.submit(spec={"evaluation": None}))
+        spec = {"evaluation": None, "push_to_hub": {"repo": "team/model", "secret": "team"}}
+        job = wait_for_end(bench.database, bench.submit(spec=spec))
     assert job.status == JobStatus.SUCCEEDED, job.error
     computing = {command: env for command, env in seen.environments.items() if any(m in command for m in COMPUTES)}
     assert {module for module in COMPUTES for command in computing if f"-m {module} " in command} == set(COMPUTES)
@@ -83,8 +99,12 @@ def test_no_secret_reaches_logs_events_command_lines_or_the_children_that_comput
         assert CANARY not in environment, command
         assert '"HF_HUB_OFFLINE": "1"' in environment
         assert '"TRANSFORMERS_OFFLINE": "1"' in environment
-    public = [worker_log(bench.settings), seen.orders, *seen.environments]
+    pushers = [env for command, env in seen.environments.items() if "-m worker.pusher " in command]
+    assert pushers
+    assert f"{CANARY}-hub" not in "".join(pushers), "the operator's token is no token of a user"
+    assert TOKEN not in "".join(seen.environments.values())
+    public = [worker_log(bench.settings), *seen.orders, *seen.environments]
     public += [json.dumps(event.data) for event in bench.events(job.id)]
-    public += [json.dumps([job.config, job.result, job.error])]
-    assert seen.orders
+    public += [json.dumps([job.config, job.result, job.error, job.pushed])]
+    assert any("team/model" in orders for orders in seen.orders)
     assert not [text for text in public if CANARY in text]

@@ -37,7 +37,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     data_dir = tmp_path_factory.mktemp("web")
-    settings = Settings(data_dir=data_dir, queue_prefix="nupes-web-test.", hub=False, log_json=False)
+    settings = Settings(data_dir=data_dir, queue_prefix="nupes-web-test.", log_json=False)
     upgrade(settings.resolved_database_url)
     database = Database(settings.resolved_database_url)
     sample = fill(settings, database)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from app.core.secret_key import load_pepper
 from app.db.session import Database
-from app.db.tables import Job, Webhook, Worker
+from app.db.tables import Job, Secret, Webhook, Worker
 from app.jobs import outcomes
 from app.jobs.metrics import Point, write_points
 from app.keys.service import add_key, ensure_tenant
 from app.settings import Settings
-from nupes_client.schemas.jobs import FormatResult, JobError, JobPhase, Layer, ProgressInfo
+from nupes_client.schemas.jobs import FormatResult, JobError, JobPhase, Layer, ProgressInfo, Pushed
 from nupes_client.schemas.problems import JobErrorCode
 from tests.app.api import TENSORS, model_columns
 from tests.app.jobrows import add_job, add_model, claim, make_file, make_layer, make_metrics, make_result
@@ -33,6 +33,18 @@ class Sample:
     webhook: str
 
 
+PUSH = {"repo": "team/tiny", "secret": "team"}
+PUSHED = Pushed(
+    repo="team/tiny",
+    revision="main",
+    url="https://hub.example/team/tiny",
+    commit="c" * 40,
+    commit_url=f"https://hub.example/team/tiny/commit/{'c' * 40}",
+    formats=["nupes"],
+    files=3,
+)
+
+
 def fill(settings: Settings, database: Database) -> Sample:
     """Make a tenant with a key, a model, and jobs in all states."""
     with database.write() as session:
@@ -41,6 +53,7 @@ def fill(settings: Settings, database: Database) -> Sample:
         session.add(
             Worker(id="w-1", device_class="cpu", hostname="bench", memory_bytes=8 * 10**9, isolation="namespace")
         )
+        session.add(Secret(tenant_id=tenant.id, name="team", kind="hub_token", sealed="of no use here"))
     model = add_model(database, tenant.id, **model_columns(TENSORS))
     webhook = _webhook(database, tenant.id)
     return Sample(
@@ -48,7 +61,7 @@ def fill(settings: Settings, database: Database) -> Sample:
         secret=secret,
         model=model,
         succeeded=_succeeded(database, tenant.id, model, bits=4),
-        learnt=_succeeded(database, tenant.id, model, bits=3, optimize={"mode": "data_driven"}),
+        learnt=_succeeded(database, tenant.id, model, bits=3, optimize={"mode": "data_driven"}, push_to_hub=PUSH),
         failed=_failed(database, tenant.id, model),
         running=_running(database, tenant.id, model),
         queued=add_job(database, tenant.id, model, name="waits its turn"),
@@ -80,7 +93,12 @@ def _succeeded(database: Database, tenant_id: str, model: str, *, bits: int, **s
         for phase in (JobPhase.FETCHING, JobPhase.PLANNING, JobPhase.QUANTIZING, JobPhase.EVALUATING):
             outcomes.enter_phase(session, job, fence, phase)
         write_points(session, job_id, fence, list(_losses()))
-        outcomes.succeed(session, job, fence, result, _layers(bits), _files())
+        if "push_to_hub" not in spec:
+            outcomes.succeed(session, job, fence, result, _layers(bits), _files())
+            return job_id
+        outcomes.publish(session, job, fence, result, _layers(bits), _files())
+        outcomes.enter_phase(session, job, fence, JobPhase.PUSHING)
+        outcomes.conclude(session, job, fence, PUSHED)
     return job_id
 
 

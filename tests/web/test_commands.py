@@ -30,6 +30,17 @@ WISHES: list[dict[str, Any]] = [
     {"evaluation": None, "formats": ["nupes", "dense"], "cache": False, "device": "gpu"},
     {"gates": {"max_kl": 0.1, "max_bytes": 5}, "labels": {"a": "b c"}, "name": "it's", "priority": -3, "seed": 2},
     {"timeout_s": 5, "queue_timeout_s": 6},
+    {"push_to_hub": {"repo": "team/tiny", "secret": "team"}},
+    {
+        "formats": ["nupes", "dense"],
+        "push_to_hub": {
+            "repo": "team/tiny",
+            "secret": "team",
+            "private": False,
+            "revision": "4-bit",
+            "formats": ["dense"],
+        },
+    },
 ]
 
 
@@ -92,6 +103,7 @@ def test_the_form_has_a_field_for_all_that_can_be_wished() -> None:
             "calibration": {"dataset": {"repo_id": "a/b"}},
             "evaluation": {"metrics": ["perplexity"], "text": {"upload_id": "upl_1"}},
             "gates": {},
+            "push_to_hub": {"repo": "team/tiny", "secret": "team"},
         }
     ).model_dump(mode="json")
     known = {field.pointer for field in fields(job_form())}

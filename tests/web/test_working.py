@@ -51,6 +51,14 @@ def test_a_running_job_moves_before_ones_eyes(page: Page, site: Site) -> None:
     expect(page.locator("#live .status").first).to_have_text("cancelling")
 
 
+def test_a_job_that_was_pushed_says_where_to_and_only_such_a_job_has_that_phase(page: Page, site: Site) -> None:
+    page.goto(f"/jobs/{site.sample.learnt}")
+    expect(page.get_by_role("link", name="team/tiny")).to_have_attribute("href", "https://hub.example/team/tiny")
+    expect(page.locator("ol.phases")).to_contain_text("pushing")
+    page.goto(f"/jobs/{site.sample.succeeded}")
+    expect(page.locator("ol.phases")).not_to_contain_text("pushing")
+
+
 def test_layers_are_sorted_and_chosen_by_keyboard(page: Page, site: Site) -> None:
     page.goto(f"/jobs/{site.sample.learnt}")
     expect(page.locator("#layer-charts canvas")).to_have_count(3)

@@ -24,10 +24,10 @@ drawLayers().catch(complain);
 function follow() {
   const stream = new EventSource(`/v1/jobs/${state().job}/events/stream?after=${state().after}`);
   stream.addEventListener("progress", (event) => showProgress(JSON.parse(event.data).data));
-  for (const type of ["status", "phase", "waiting", "routed", "changed"]) {
+  for (const type of ["status", "phase", "waiting", "routed", "changed", "published"]) {
     stream.addEventListener(type, () => window.htmx?.trigger(document.getElementById("live"), "refresh"));
   }
-  for (const type of ["status", "phase", "waiting", "routed", "log"]) stream.addEventListener(type, moreLog);
+  for (const type of ["status", "phase", "waiting", "routed", "log", "published"]) stream.addEventListener(type, moreLog);
   stream.addEventListener("status", (event) => {
     if (!["succeeded", "failed", "cancelled"].includes(JSON.parse(event.data).data.to)) return;
     stream.close();
