@@ -18,7 +18,7 @@ from nupes_core.formats.onnx import FILE_NAME
 from nupes_core.layers import dequantize_modules
 from nupes_core.loading import load
 from nupes_core.modelfolder import CONFIG_NAME, INDEX_NAME, ModelFolder, open_folder
-from nupes_core.onnxdecode import DOMAIN, FLOATS, OPSET, UNUSED, Decoder, Form, Tables, one_exponent, stored
+from nupes_core.onnxdecode import FLOATS, OPSET, PREFIX, Decoder, Form, Tables, one_exponent, stored
 from nupes_core.onnxexport import export
 from nupes_core.planned import PlannedTensor
 from nupes_core.probe import Probe, probe
@@ -27,7 +27,7 @@ from nupes_core.sources import Checkpoint
 from nupes_core.weight import QuantizedWeight
 
 _IR_VERSION = 8
-"""Of the file, the first one with functions."""
+"""Of the file; that of the operators."""
 
 _HALVES = {torch.float16: TensorProto.FLOAT16, torch.bfloat16: TensorProto.BFLOAT16}
 
@@ -71,7 +71,8 @@ class _Packing:
     def fill(self, proto: onnx.ModelProto) -> None:
         """Add initializers, and what decodes them before all else, to a graph."""
         graph = proto.graph
-        made = {output for node in graph.node for output in node.output} | {each.name for each in graph.input}
+        made = {each.name for each in (*graph.input, *graph.initializer)}
+        made |= {output for node in graph.node for output in node.output}
         # Of what is tied one name is kept.
         kept: dict[object, str] = {}
         names = {
@@ -81,38 +82,37 @@ class _Packing:
         }
         for node in graph.node:
             node.input[:] = [names.get(name, name) for name in node.input]
-        decoding = self._content(proto, list(dict.fromkeys(names.values())))
+        decoding = self._content(graph, list(dict.fromkeys(names.values())))
         nodes = [*decoding, *graph.node]
         del graph.node[:]
         graph.node.extend(nodes)
-        proto.ir_version, proto.producer_name, proto.producer_version = _IR_VERSION, DOMAIN, ""
+        proto.ir_version, proto.producer_name, proto.producer_version = _IR_VERSION, PREFIX, ""
         del proto.opset_import[:]
-        proto.opset_import.extend([helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)])
-        unused = sorted(set(self._stored) - {self._sources.get(name) for name in names})
-        helper.set_model_props(proto, {UNUSED: json.dumps(unused)})
+        proto.opset_import.append(helper.make_opsetid("", OPSET))
+        weights = {self._sources[name]: name for name in names.values() if self._sources.get(name) in self._stored}
+        told = {"weights": weights, "unused": sorted(set(self._stored) - set(weights))}
+        helper.set_model_props(proto, {PREFIX: json.dumps(told, sort_keys=True)})
 
-    def _content(self, proto: onnx.ModelProto, names: Sequence[str]) -> list[onnx.NodeProto]:
+    def _content(self, graph: onnx.GraphProto, names: Sequence[str]) -> list[onnx.NodeProto]:
         """Add the initializers behind names of a graph; return the nodes that make what is not stored as it is."""
-        graph = proto.graph
         coded = {name: source for name in names if (source := self._sources.get(name)) in self._stored}
         weights = {name: self._weight(self._stored[source]) for name, source in coded.items()}
         tables = Tables(weights.values())
-        functions: dict[str, onnx.FunctionProto] = {}
+        decoders: dict[Form, Decoder] = {}
         nodes: list[onnx.NodeProto] = []
         for name in names:
             if name in weights:
                 weight, entry = weights[name], self._stored[coded[name]]
                 form = Form(weight.format, entry.dtype, entry.shape, one_exponent(weight))
-                functions.setdefault(form.name, Decoder(form, tables.lowest).function)
+                decoder = decoders.setdefault(form, Decoder(form, tables.lowest))
                 parts = stored(name, weight, form, tables)
                 inputs = [*(part.name for part in parts), tables.levels(weight.format), tables.octaves]
-                nodes.append(helper.make_node(form.name, inputs, [name], name=coded[name], domain=DOMAIN))
+                nodes += decoder.nodes(inputs, name)
                 graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, entry.shape))
                 graph.initializer.extend(parts)
             else:
                 nodes += self._plain(graph, name)
         graph.initializer.extend(tables.initializers())
-        proto.functions.extend(functions[name] for name in sorted(functions))
         return nodes
 
     def _plain(self, graph: onnx.GraphProto, name: str) -> list[onnx.NodeProto]:

@@ -1,4 +1,4 @@
-"""Decoding of quantized weights in standard ONNX operators: one model-local function for each form of a weight.
+"""Decoding of quantized weights in standard ONNX operators.
 
 The codes of the power grid are kept as they are. A runtime finds the weights from constants alone, so one that folds
 constants (onnxruntime does) decodes once, when it loads the file, and computes with floats from then on.
@@ -6,7 +6,7 @@ constants (onnxruntime does) decodes once, when it loads the file, and computes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial, reduce
 from math import prod
@@ -22,14 +22,11 @@ from nupes_core.scales import octave_scales
 from nupes_core.storage import WeightFormat
 from nupes_core.weight import QuantizedWeight
 
-DOMAIN = "nupes"
-"""Of the functions."""
+PREFIX = "nupes"
+"""Of the names of what weights share, and key of the metadata of the file."""
 
 OPSET = 18
 """Of the operators; onnxruntime has them all since 1.15."""
-
-UNUSED = "nupes.unused"
-"""Key of the metadata that lists the checkpoint tensors which are quantized and no part of the graph."""
 
 FLOATS: Mapping[str, int] = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
 """safetensors name of a dtype -> that of ONNX."""
@@ -46,7 +43,7 @@ _BYTE = 8
 
 @dataclass(frozen=True)
 class Form:
-    """What weights have to share to be decoded by one function.
+    """What weights have to share to be decoded by the same operators.
 
     Attributes:
         format: of the matrix.
@@ -75,14 +72,6 @@ class Form:
         """Codes in a word."""
         return WORD_BITS[self.format.bits] // self.format.bits
 
-    @property
-    def name(self) -> str:
-        """Name of the function."""
-        fmt = self.format
-        size = "x".join(map(str, self.shape))
-        exponents = "" if self.one_exponent else f"_{fmt.candidates}of{fmt.block_rows}"
-        return f"Decode_{size}_{self.dtype}_{fmt.bits}b_g{fmt.group_size}_s{fmt.word_bits}{exponents}_{fmt.layout}"
-
 
 class Tables:
     """What all weights of a model look up: the levels of the exponents that occur, and scales by their octave."""
@@ -101,7 +90,7 @@ class Tables:
 
     def levels(self, fmt: WeightFormat) -> str:
         """Return the name of the table [exponents, 2^bits] of a layout and width."""
-        return f"{DOMAIN}.levels.{fmt.layout}.{fmt.bits}"
+        return f"{PREFIX}.levels.{fmt.layout}.{fmt.bits}"
 
     def places(self, weight: QuantizedWeight) -> torch.Tensor:
         """Return where in the table the exponents of a weight are: uint8 [blocks, candidates]."""
@@ -113,33 +102,33 @@ class Tables:
     @property
     def octaves(self) -> str:
         """Name of the table of scales."""
-        return f"{DOMAIN}.scales"
+        return f"{PREFIX}.scales"
 
     def initializers(self) -> list[onnx.TensorProto]:
         """Return the tables."""
         cpu = torch.device("cpu")
         tables = {
-            f"{DOMAIN}.levels.{layout}.{bits}": level_lookup(layout, bits, cpu)[torch.tensor(known)]
+            f"{PREFIX}.levels.{layout}.{bits}": level_lookup(layout, bits, cpu)[torch.tensor(known)]
             for (layout, bits), known in sorted(self._exponents.items())
         }
         tables[self.octaves] = octave_scales(torch.arange(self.lowest, self._highest + 1))
         return [numpy_helper.from_array(table.numpy(), name) for name, table in tables.items()]
 
 
+PARTS = ("codes", "scales", "bases", "exponents")
+"""Of a weight `name`, stored as `name_part`."""
+
+
 def stored(name: str, weight: QuantizedWeight, form: Form, tables: Tables) -> list[onnx.TensorProto]:
-    """Return what is stored of a weight: codes, scales, bases and exponents, in the order the function takes them."""
+    """Return what is stored of a weight: codes, scales, bases and exponents, in the order decoding takes them."""
     fmt, parts = weight.format, weight.tensors
     places = tables.places(weight)
     width = WORD_BITS[fmt.bits] if form.by_words else fmt.bits
     bytes_of_groups = form.by_words and width == _BYTE
     codes = parts["codes"].view(fmt.rows, fmt.groups, -1) if bytes_of_groups else _whole_blocks(parts["codes"], width)
-    content = {
-        "codes": codes,
-        "scales": _whole_blocks(parts["scales"], fmt.word_bits),
-        "bases": parts["bases"],
-        "exponents": places.flatten()[:1] if form.one_exponent else places,
-    }
-    return [numpy_helper.from_array(each.numpy(), f"{name}_{part}") for part, each in content.items()]
+    scales = _whole_blocks(parts["scales"], fmt.word_bits)
+    content = (codes, scales, parts["bases"], places.flatten()[:1] if form.one_exponent else places)
+    return [numpy_helper.from_array(each.numpy(), f"{name}_{part}") for part, each in zip(PARTS, content, strict=True)]
 
 
 def _whole_blocks(stream: torch.Tensor, bits: int) -> torch.Tensor:
@@ -155,7 +144,7 @@ def one_exponent(weight: QuantizedWeight) -> bool:
 
 @dataclass
 class _Body:
-    """Nodes of a function, one value each."""
+    """Nodes, one value each."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
 
@@ -175,29 +164,37 @@ class _Body:
 
 
 class Decoder:
-    """Builds the function of a form.
+    """Builds the operators of a form; `lowest` is the octave that the table of scales begins with."""
 
-    Inputs: codes, scales, bases and exponents of a weight, the tables of levels and of scales. Output: the weight.
-    `lowest` is the octave that the table of scales begins with.
-    """
-
-    inputs = ("codes", "scales", "bases", "exponents", "levels", "octaves")
+    inputs = (*PARTS, "levels", "octaves")
+    """Parts of a weight, and the tables of levels and of scales."""
 
     def __init__(self, form: Form, lowest: int) -> None:
         self._form, self._format, self._lowest = form, form.format, lowest
         self._do = _Body()
 
+    def nodes(self, inputs: Sequence[str], output: str) -> list[onnx.NodeProto]:
+        """Return nodes that make the weight `output`; all that is in between is named below it."""
+        names = dict(zip(self.inputs, inputs, strict=True)) | {"": "", "weight": output}
+        made = []
+        for each in self._body:
+            node = onnx.NodeProto()
+            node.CopyFrom(each)
+            node.input[:] = [names.get(name, f"{output}/{name}") for name in each.input]
+            node.output[:] = [names.get(name, f"{output}/{name}") for name in each.output]
+            node.name = node.output[0]
+            made.append(node)
+        return made
+
     @cached_property
-    def function(self) -> onnx.FunctionProto:
-        """The function."""
+    def _body(self) -> list[onnx.NodeProto]:
         do, form = self._do, self._form
         values = self._by_words() if form.by_words else self._by_codes()
         shaped = do("Reshape", values, do.constant(form.shape))
         if form.dtype != "F32":
             do("Cast", do("Cast", shaped, to=FLOATS[form.dtype]), to=TensorProto.FLOAT)
         do.nodes[-1].output[0] = "weight"
-        opsets = [helper.make_opsetid("", OPSET)]
-        return helper.make_function(DOMAIN, form.name, list(self.inputs), ["weight"], do.nodes, opsets)
+        return do.nodes
 
     def _by_words(self) -> str:
         """Return [rows, groups, words, codes of a word]: a table maps each word to the levels of its codes."""

@@ -76,7 +76,7 @@ def signature(model: Any) -> Signature:
 def export(model: Any) -> onnx.ModelProto:
     """Return the graph of a model in eval mode, bare of weights and of what tells of the machine that made it.
 
-    Its initializers are missing: parameters and buffers appear under their names in the model.
+    Parameters and buffers of the model are missing among its initializers; they appear under their names in the model.
 
     Raises:
         UnsupportedArchitectureError: torch cannot export it.
@@ -101,7 +101,8 @@ def export(model: Any) -> onnx.ModelProto:
                 f"torch cannot export {type(model).__name__} to ONNX ({type(error).__name__})",
                 hint="Ask for the format nupes or dense.",
             ) from error
-        program.model.graph.initializers.clear()
+        for name in (*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers())):
+            program.model.graph.initializers.pop(PREFIX + name, None)
         return _bare(program.model_proto)
 
 
@@ -115,6 +116,9 @@ def _bare(proto: onnx.ModelProto) -> onnx.ModelProto:
     for each in (*graph.input, *graph.output, *graph.node):
         del each.metadata_props[:]
         each.doc_string = ""
+    for tensor in graph.initializer:  # constants of the code
+        tensor.name, tensor.doc_string = tensor.name.removeprefix(PREFIX), ""
+        del tensor.metadata_props[:]
     for node in graph.node:
         node.input[:] = [name.removeprefix(PREFIX) for name in node.input]
         if node.op_type == "CastLike" and node.output[0] in types:  # onnxruntime folds no constants through it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from transformers.utils.generic import ModelOutput
 from nupes_core.errors import LoadCheckError
 from nupes_core.formats.onnx import FILE_NAME
 from nupes_core.modelfolder import CONFIG_NAME, read_config
-from nupes_core.onnxdecode import DOMAIN, UNUSED
+from nupes_core.onnxdecode import PARTS, PREFIX
 
 _HINT = "Download it again."
 
@@ -66,49 +66,40 @@ def load_onnx(path: Path) -> OnnxModel:
 
 def decoded_onnx(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (checkpoint tensor, weight float32 in its shape) of what is quantized, each decoded by onnxruntime."""
-    model = _read(path)
+    model = onnx.load(path / FILE_NAME)
     initializers = {each.name: each for each in model.graph.initializer}
-    for node in _decoding(model):
-        graph = helper.make_graph(
-            [node], DOMAIN, [], [_value(model, node.output[0])], [initializers[name] for name in node.input]
-        )
-        functions = [each for each in model.functions if each.name == node.op_type]
-        alone = helper.make_model(
-            graph, functions=functions, opset_imports=model.opset_import, ir_version=model.ir_version
-        )
+    values = {each.name: each for each in model.graph.value_info}
+    nodes: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        nodes.setdefault(node.output[0].partition("/")[0], []).append(node)
+    for tensor, name in _told(model)["weights"].items():
+        used = dict.fromkeys(each for node in nodes[name] for each in node.input if each in initializers)
+        graph = helper.make_graph(nodes[name], PREFIX, [], [values[name]], [initializers[each] for each in used])
+        alone = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
         (weight,) = _session(alone.SerializeToString(), path).run(None, {})
-        yield node.name, torch.from_numpy(np.ascontiguousarray(weight))
+        yield tensor, torch.from_numpy(np.ascontiguousarray(weight))
 
 
 def unused_onnx(path: Path) -> list[str]:
     """Return the checkpoint tensors that were quantized and that the graph has no use for."""
-    found: list[str] = json.loads(next(each.value for each in _read(path).metadata_props if each.key == UNUSED))
+    found: list[str] = _told(onnx.load(path / FILE_NAME))["unused"]
     return found
 
 
 def onnx_sizes(path: Path) -> list[tuple[int, int]]:
     """Return (parameters, stored bytes) of each quantized weight; tables that weights share are not counted."""
-    model = _read(path)
-    sizes: Mapping[str, int] = {each.name: len(each.raw_data) for each in model.graph.initializer}
+    model = onnx.load(path / FILE_NAME)
+    shapes = {each.name: [dim.dim_value for dim in each.type.tensor_type.shape.dim] for each in model.graph.value_info}
+    sizes = {each.name: len(each.raw_data) for each in model.graph.initializer}
     return [
-        (
-            prod(each.dim_value for each in _value(model, node.output[0]).type.tensor_type.shape.dim),
-            sum(sizes[name] for name in node.input if not name.startswith(f"{DOMAIN}.")),
-        )
-        for node in _decoding(model)
+        (prod(shapes[name]), sum(sizes[f"{name}_{part}"] for part in PARTS))
+        for name in _told(model)["weights"].values()
     ]
 
 
-def _read(path: Path) -> onnx.ModelProto:
-    return onnx.load(path / FILE_NAME)
-
-
-def _decoding(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    return [node for node in model.graph.node if node.domain == DOMAIN]
-
-
-def _value(model: onnx.ModelProto, name: str) -> onnx.ValueInfoProto:
-    found: onnx.ValueInfoProto = next(each for each in model.graph.value_info if each.name == name)
+def _told(model: onnx.ModelProto) -> dict[str, Any]:
+    """Return what the file tells of itself: weights by checkpoint tensor, and tensors that are not in it."""
+    found: dict[str, Any] = json.loads(next(each.value for each in model.metadata_props if each.key == PREFIX))
     return found
 
 

@@ -32,7 +32,7 @@ from nupes_core.config import (
 )
 from nupes_core.errors import InvalidConfigError, LoadCheckError, UnsupportedArchitectureError
 from nupes_core.header import TensorSpec, build_header
-from nupes_core.onnxdecode import DOMAIN, OPSET, Decoder, Form, Tables, one_exponent, stored
+from nupes_core.onnxdecode import OPSET, PREFIX, Decoder, Form, Tables, one_exponent, stored
 from nupes_core.plan import plan_folder, plan_headers
 from nupes_core.probe import probe_folder, read_probe
 from nupes_core.sizes import model_bits_per_weight
@@ -53,12 +53,10 @@ def alone(weight: QuantizedWeight, dtype: str) -> onnx.ModelProto:
     form = Form(fmt, dtype, (fmt.rows, fmt.cols), one_exponent(weight))
     parts = stored("w", weight, form, tables)
     inputs = [*(part.name for part in parts), tables.levels(fmt), tables.octaves]
-    node = helper.make_node(form.name, inputs, ["w"], domain=DOMAIN)
+    nodes = Decoder(form, tables.lowest).nodes(inputs, "w")
     output = helper.make_tensor_value_info("w", TensorProto.FLOAT, form.shape)
-    graph = helper.make_graph([node], "alone", [], [output], [*parts, *tables.initializers()])
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
-    functions = [Decoder(form, tables.lowest).function]
-    return helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=8)
+    graph = helper.make_graph(nodes, "alone", [], [output], [*parts, *tables.initializers()])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
 
 
 def session(model: Path | bytes, *, optimize: bool = True) -> Any:
@@ -129,11 +127,13 @@ def test_the_file_holds_codes_and_nothing_of_the_machine_that_made_it(bert: Path
     assert not list(artifact.glob("*safetensors*"))
     assert "quantization_config" not in json.loads((artifact / "config.json").read_text())
     model = onnx.load(artifact / "model.onnx")
-    assert [(each.domain, each.version) for each in model.opset_import] == [("", OPSET), (DOMAIN, 1)]
+    assert [(each.domain, each.version) for each in model.opset_import] == [("", OPSET)], "standard operators alone"
     assert b".py" not in (artifact / "model.onnx").read_bytes()
-    weights = {node.name for node in model.graph.node if node.domain == DOMAIN}
+    told = json.loads(next(each.value for each in model.metadata_props if each.key == PREFIX))
+    weights = set(told["weights"])
     quantized = {layer["name"] for layer in manifest(artifact)["layers"] if layer["bits"]}
     assert weights == {f"{name}.weight" for name in quantized - {SPARE}}
+    assert told["unused"] == [f"{SPARE}.weight"]
     assert "bert.embeddings.word_embeddings.weight" in weights, "one table, although the head is tied to it"
     assert model_bits_per_weight(artifact) == pytest.approx(model_bits_per_weight(bert / "out/nupes"), rel=0.02)
     stored_bytes = sum(len(each.raw_data) for each in model.graph.initializer)
