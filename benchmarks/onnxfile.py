@@ -40,6 +40,7 @@ One graph, exported alike; one thread. MB (10⁶ bytes) is the size of `model.on
 `last_hidden_state` (standard deviation 0.24) from what transformers computes with the weights that the file decodes to
 (for float32 the original weights), over {SENTENCES} sentences padded together. Cosine is that of mean-pooled embeddings
 to those of the float model. *dynamic int8* is onnxruntime's own, which codes activations too, and the tables.
+Other work shared the machine: times compare within a column alone.
 Milliseconds are the median of {ROUNDS} calls, taken by turns, on batch × tokens. Load is
 the time of `InferenceSession(…)` in a fresh process, and peak the most that process held until then (Python and
 onnxruntime take 45 MB of it). *embeddings too*: the three tables in 8 bits, everything else in the bits named.
