@@ -28,6 +28,12 @@ _ENTRIES = (
 )
 
 
+def current(path: str) -> str:
+    """The path of the entry that a page belongs to; empty where there is none."""
+    found = [entry.path for entry in _ENTRIES if path == entry.path or path.startswith(f"{entry.path.rstrip('/')}/")]
+    return max((place for place in found if place != "/" or path == "/"), key=len, default="")
+
+
 def entries(principal: Principal | None) -> list[Entry]:
     """What to show to this user; nothing before signing in."""
     if principal is None:

@@ -11,9 +11,10 @@ from app.core.clock import now
 from app.core.templates import strict_environment
 from app.reports.figures import figures, number
 from app.web import words
-from app.web.navigation import entries
+from app.web.navigation import current, entries
 from app.web.policy import HEADERS
 from app.web.static_files import HINT, missing_files
+from nupes_client.files import MODEL_NAMES, MODEL_SUFFIXES
 from nupes_core import __version__
 
 _PAGES = strict_environment("app.web")
@@ -26,7 +27,13 @@ _PAGES.filters |= {
     "prose": words.prose,
     "ago": lambda value: words.ago(value, now()),
 }
-_PAGES.globals |= {"figures": figures, "version": __version__, "build_hint": HINT}
+_PAGES.globals |= {
+    "figures": figures,
+    "version": __version__,
+    "build_hint": HINT,
+    "model_suffixes": sorted(MODEL_SUFFIXES),
+    "model_names": sorted(MODEL_NAMES),
+}
 
 
 def page(request: Request, template: str, status: int = 200, **context: Any) -> HTMLResponse:
@@ -37,6 +44,7 @@ def page(request: Request, template: str, status: int = 200, **context: Any) -> 
         "query": request.url.query,
         "principal": principal,
         "navigation": entries(principal),
+        "entry": current(request.url.path),
         "csrf_token": getattr(request.state, "csrf_token", ""),
         "missing_files": missing_files(),
         "problem": None,

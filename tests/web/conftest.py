@@ -15,6 +15,7 @@ from app.db.migrate import upgrade
 from app.db.session import Database
 from app.main import create_app
 from app.settings import Settings
+from nupes_client.client import Client
 from tests.app.serving import serve
 from tests.web.sample import Sample, fill
 
@@ -126,6 +127,12 @@ def sign_in(page: Page, secret: str) -> None:
     page.get_by_label("API key").fill(secret)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url(lambda url: "/login" not in url)
+
+
+def login_link(site: Site, secret: str) -> str:
+    """A path that signs a browser in with this key."""
+    with Client(site.url, secret) as client:
+        return client.keys.login_link().path
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.web.conftest import Site, sign_in
+from tests.web.conftest import Site, login_link, sign_in
 
 Open = Callable[..., Page]
 
@@ -49,8 +49,9 @@ def violations(page: Page, axe: str) -> list[str]:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_page_is_accessible_in_both_modes(open_browser: Open, site: Site, axe: str, scheme: str) -> None:
     page = open_browser(color_scheme=scheme)
-    page.goto("/login")
-    assert violations(page, axe) == []
+    for path in ("/login", login_link(site, site.sample.secret)):
+        page.goto(path)
+        assert violations(page, axe) == [], path
     sign_in(page, site.sample.secret)
     for name in PAGES:
         page.goto(address(site, name))
@@ -75,10 +76,22 @@ def test_the_description_of_the_api_shows_and_calls_it(page: Page) -> None:
 
 def test_every_page_fits_a_narrow_screen(open_browser: Open, site: Site) -> None:
     page = open_browser(viewport={"width": 360, "height": 740})
+    page.goto(login_link(site, site.sample.secret))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
     sign_in(page, site.sample.secret)
     for name in PAGES:
         page.goto(address(site, name))
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
+
+
+def test_the_links_on_the_left_say_where_one_is(page: Page, site: Site) -> None:
+    wanted = {"jobs": ("Jobs", "page"), "succeeded job": ("Jobs", "true"), "new job": ("New job", "page")}
+    for name, (title, current) in wanted.items():
+        page.goto(address(site, name))
+        links = page.locator("nav [aria-current]")
+        expect(links).to_have_count(1)
+        expect(links).to_have_text(title)
+        expect(links).to_have_attribute("aria-current", current)
 
 
 def test_every_page_reads_without_javascript(open_browser: Open, site: Site) -> None:

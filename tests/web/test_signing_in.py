@@ -17,8 +17,7 @@ from app.core.security import parse_secret
 from app.db.tables import ApiKey, AuditEntry, LoginLink
 from app.keys.links import purge
 from app.keys.service import add_key
-from nupes_client.client import Client
-from tests.web.conftest import Site, Watch, sign_in
+from tests.web.conftest import Site, Watch, login_link, sign_in
 
 Open = Callable[..., Page]
 COOKIE = "nupes_session"
@@ -47,12 +46,6 @@ def session(site: Site, secret: str) -> httpx.Client:
     return client
 
 
-def link(site: Site, secret: str) -> str:
-    """A path that signs a browser in with this key."""
-    with Client(site.url, secret) as client:
-        return client.keys.login_link().path
-
-
 def token_of(session: httpx.Client) -> str:
     return session.get("/", headers={"Accept": "text/html"}).text.split('name="csrf-token" content="')[1].split('"')[0]
 
@@ -78,7 +71,7 @@ def test_a_link_signs_a_browser_in_once_and_a_look_at_it_uses_nothing_up(
     open_browser: Open, site: Site, secret: str, watch: Watch
 ) -> None:
     watch.expected = ("410",)
-    path = link(site, secret)
+    path = login_link(site, secret)
     for method in ("GET", "HEAD", "GET"):  # as previews do
         looked = httpx.request(method, site.url + path, trust_env=False, timeout=60)
         assert "set-cookie" not in looked.headers
@@ -103,7 +96,7 @@ def test_a_link_signs_a_browser_in_once_and_a_look_at_it_uses_nothing_up(
 
 
 def test_of_all_who_use_a_link_at_once_one_gets_in(site: Site, secret: str) -> None:
-    token = link(site, secret).split("=")[1]
+    token = login_link(site, secret).split("=")[1]
 
     def use(_: int) -> int:
         return httpx.post(f"{site.url}/login/link", data={"token": token}, trust_env=False, timeout=60).status_code
@@ -113,7 +106,7 @@ def test_of_all_who_use_a_link_at_once_one_gets_in(site: Site, secret: str) -> N
 
 
 def test_the_database_knows_no_link_by_heart_and_forgets_old_ones(site: Site, secret: str) -> None:
-    path = link(site, secret)
+    path = login_link(site, secret)
     token = path.split("=")[1]
     with site.database.write() as session:
         row = session.scalars(select(LoginLink).where(LoginLink.key_id == parse_secret(secret))).one()
@@ -132,7 +125,7 @@ def test_the_database_knows_no_link_by_heart_and_forgets_old_ones(site: Site, se
     ids=["revoked", "expired", "rotated"],
 )
 def test_a_link_ends_with_its_key(site: Site, secret: str, end: dict[str, str]) -> None:
-    path = link(site, secret)
+    path = login_link(site, secret)
     change_key(site, secret, **{name: now() if value == "now" else value for name, value in end.items()})
     client = httpx.Client(base_url=site.url, trust_env=False, timeout=60)
     assert client.get(path).status_code == 401
@@ -149,7 +142,7 @@ def test_a_link_opens_no_more_than_its_key(site: Site) -> None:
     with site.database.write() as session:
         small = add_key(session, load_pepper(site.settings), site.sample.tenant_id, "small", ["models:read"])[1]
     client = httpx.Client(base_url=site.url, trust_env=False, timeout=60)
-    assert client.post("/login/link", data={"token": link(site, small).split("=")[1]}).status_code == 303
+    assert client.post("/login/link", data={"token": login_link(site, small).split("=")[1]}).status_code == 303
     assert (client.get("/v1/models").status_code, client.get("/v1/jobs").status_code) == (200, 403)
 
 
@@ -206,7 +199,7 @@ def test_the_token_of_another_session_is_none(site: Site, session: httpx.Client)
 def test_forms_of_other_sites_sign_nobody_in_or_out(
     site: Site, session: httpx.Client, path: str, headers: dict[str, str]
 ) -> None:
-    token = link(site, site.sample.secret).split("=")[1]
+    token = login_link(site, site.sample.secret).split("=")[1]
     answer = session.post(path, data={"api_key": site.sample.secret, "token": token}, headers=headers)
     assert answer.status_code == 403
     assert "set-cookie" not in answer.headers

@@ -38,7 +38,8 @@ def test_a_model_is_dropped_quantized_watched_and_downloaded(browser: Browser, s
 
     page.get_by_role("link", name="New job").first.click()
     page.wait_for_url("**/jobs/new")
-    page.locator("#files").set_input_files([folder / "config.json", folder / "model.safetensors"])
+    (folder / "pytorch_model.bin").write_bytes(b"left where it is")
+    page.locator("#folder").set_input_files(folder)
     expect(page.locator("#plan")).to_contain_text("Workers that fitcpu")
     page.get_by_label("Name").fill("by browser")
     page.get_by_label("Evaluation").uncheck()
@@ -62,7 +63,8 @@ def test_a_model_is_dropped_quantized_watched_and_downloaded(browser: Browser, s
     assert found == row.locator("td").nth(2).inner_text()
 
     with Client(stack.url, stack.api_key) as client:
-        (job,) = client.jobs.list()
+        (job,), (model,) = client.jobs.list(), client.models.list()
+        assert (model.name, "pytorch_model.bin" in [file.path for file in model.files]) == ("model", False)
         assert job.config.evaluation is None
         assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
     context.close()

@@ -3,7 +3,7 @@
 import uPlot from "/static/vendor/uPlot.esm.js";
 
 const AXIS_FONT = "11px ui-monospace, monospace";
-const WIDEST_LEGEND = 12;
+const WIDEST_LEGEND = 24;
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -46,7 +46,10 @@ export function series(label, index, options = {}) {
 export const dots = (fill) => ({ paths: () => null, points: { show: true, size: 10, fill } });
 
 /** At most so many digits that mean something. */
-export const short = (value) => (value === null || value === undefined ? "–" : Number(value.toPrecision(4)).toString());
+const short = (value) => (value === null || value === undefined ? "–" : Number(value.toPrecision(4)).toString());
+
+/** Words at the ticks of an axis; a logarithmic one leaves some without. */
+export const atTicks = (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick)));
 
 /** Bytes with a unit. */
 export function size(bytes) {

@@ -1,7 +1,7 @@
 // Jobs side by side: size against what was lost, and a figure of every layer in each of them.
 
 import { call } from "./api.js";
-import { axis, chart, dots, series, seriesColour, short, size } from "./charts.js";
+import { atTicks, axis, chart, dots, series, seriesColour, size } from "./charts.js";
 import { complain } from "./messages.js";
 
 const QUALITIES = [
@@ -44,7 +44,7 @@ function paretoChart(points, title) {
     scales: { x: { time: false, range: [sizes[0] - margin, sizes.at(-1) + margin] } },
     axes: [
       axis({ values: (_, ticks) => ticks.map(size) }),
-      axis({ size: 64, label: title, values: (_, ticks) => ticks.map(short) }),
+      axis({ size: 64, label: title, values: atTicks }),
     ],
     series: [
       { label: "size", value: (_, bytes) => (bytes ? size(bytes) : "–") },
@@ -58,7 +58,8 @@ function paretoChart(points, title) {
 
 function drawOverlay({ jobs, layers }) {
   const choice = document.getElementById("overlay-figure");
-  const draw = chart(document.getElementById("overlay-chart"), () => overlayChart(jobs, layers, choice.value));
+  const coded = layers.filter((row) => row.layers.some((layer) => layer?.bits));
+  const draw = chart(document.getElementById("overlay-chart"), () => overlayChart(jobs, coded, choice.value));
   choice.addEventListener("change", draw);
 }
 

@@ -1,7 +1,7 @@
 // One job: what it says while it runs, and what its layers and losses look like.
 
 import { call, rows } from "./api.js";
-import { axis, chart, series, short } from "./charts.js";
+import { atTicks, axis, chart, series } from "./charts.js";
 import { drawGrid } from "./grid.js";
 import { complain } from "./messages.js";
 import { makeSortable } from "./sorting.js";
@@ -81,8 +81,10 @@ async function drawLoss() {
   }, LOSS_EVERY_MS);
 }
 
+// A curve of one point is a figure, and stands in the table.
 async function readCurves(place) {
-  return (await call("GET", `${place.dataset.metrics}?max_points=${LOSS_POINTS}`)).data;
+  const { data } = await call("GET", `${place.dataset.metrics}?max_points=${LOSS_POINTS}`);
+  return data.filter((curve) => curve.count > 1);
 }
 
 function lossChart(curves) {
@@ -95,7 +97,7 @@ function lossChart(curves) {
   const options = {
     height: 260,
     scales: { x: { time: false }, y: positive ? { distr: 3 } : {} },
-    axes: [axis(), axis({ size: 60, values: (_, ticks) => ticks.map(short) })],
+    axes: [axis(), axis({ size: 60, values: atTicks })],
     series: [
       { label: "step" },
       ...curves.map((curve, index) => series(curve.name.replace(/^loss\//, ""), index, { spanGaps: true })),
@@ -131,7 +133,7 @@ function stripChart(layers, { name, title }, index) {
     scales: { x: { time: false }, y: name === "bits" ? { range: [0, 9] } : {} },
     axes: [
       axis({ values: (_, ticks) => ticks.map((tick) => (isLast && Number.isInteger(tick) ? tick + 1 : "")), size: isLast ? 30 : 10 }),
-      axis({ size: 50, values: (_, ticks) => ticks.map(short) }),
+      axis({ size: 50, values: atTicks }),
     ],
     series: [
       { label: "layer", value: (_, place) => layers[place]?.name ?? "–" },
@@ -152,10 +154,11 @@ function makeSelectable(table, layers) {
     button.className = "link";
     button.append(name.cloneNode(true));
     name.replaceWith(button);
-    button.addEventListener("click", () => {
+    button.addEventListener("click", (event) => {
       table.querySelector("[aria-current]")?.removeAttribute("aria-current");
       row.setAttribute("aria-current", "true");
       showGrid(layer).catch(complain);
+      if (event.isTrusted) document.getElementById("grid-chart").scrollIntoView({ block: "nearest" });
     });
   }
   table.querySelector("button.link")?.click();

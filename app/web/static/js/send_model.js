@@ -8,9 +8,18 @@ import { upload } from "./upload.js";
 export function receiveModels(onModel) {
   const place = document.getElementById("drop");
   if (!place) return;
-  const send = (files) => sendModel([...files], onModel).catch(complain);
-  const input = place.querySelector("input[type=file]");
+  const send = (files, name) => sendModel([...files], name, onModel).catch(complain);
+  const [names, suffixes] = [JSON.parse(place.dataset.names), place.dataset.suffixes.split(" ")];
+  const belongs = ({ name }) => names.includes(name) || suffixes.includes(/.[.][^.]*$/.exec(name)?.[0].slice(1));
+  const sendFolder = (files, name) => send(files.filter(belongs), name);
+  const input = document.getElementById("files");
+  const folder = document.getElementById("folder");
+  const sendChosen = () => {
+    const [name] = folder.files[0].webkitRelativePath.split("/");
+    sendFolder([...folder.files].filter((file) => file.webkitRelativePath.split("/").length === 2), name);
+  };
   input.addEventListener("change", () => send(input.files));
+  folder.addEventListener("change", () => folder.files.length && sendChosen());
   send(input.files); // chosen before this ran
   place.addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -20,20 +29,37 @@ export function receiveModels(onModel) {
   place.addEventListener("drop", (event) => {
     event.preventDefault();
     delete place.dataset.over;
-    send(event.dataTransfer.files);
+    const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.());
+    const dropped = entries.find((entry) => entry?.isDirectory);
+    if (dropped) filesIn(dropped).then((files) => sendFolder(files, dropped.name)).catch(complain);
+    else send(event.dataTransfer.files);
   });
 }
 
-async function sendModel(files, onModel) {
-  if (!files.length) return;
+// The files right in a dropped folder. They come in parts; an empty one is the end.
+async function filesIn(folder) {
+  const [reader, files] = [folder.createReader(), []];
+  for (;;) {
+    const entries = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!entries.length) return files;
+    const found = entries.filter((entry) => entry.isFile);
+    files.push(...(await Promise.all(found.map((entry) => new Promise((resolve, reject) => entry.file(resolve, reject))))));
+  }
+}
+
+async function sendModel(files, name, onModel) {
+  if (!files.length) {
+    if (name) throw new Error(`The folder ${name} holds no files of a model: config.json and *.safetensors.`);
+    return;
+  }
   const lines = files.map((file) => line(file));
   const listed = [];
   for (const [index, file] of files.entries()) {
     listed.push({ path: file.name, upload_id: await upload(file, lines[index].progress) });
     lines[index].done();
   }
-  const model = await call("POST", "/v1/models", { source: { type: "upload", files: listed } });
-  say(`The model is registered: ${model.architecture ?? model.id}.`);
+  const model = await call("POST", "/v1/models", { name, source: { type: "upload", files: listed } });
+  say(`The model is registered: ${model.name ?? model.architecture ?? model.id}.`);
   document.getElementById("transfers").replaceChildren();
   onModel(model);
 }
