@@ -10,7 +10,7 @@ PYTEST_WORKERS ?= 2
 CONTRACT_EXAMPLES ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-slow chaos contract docs lint audit format benchmark bench-env clean
+.PHONY: help setup demo up test test-slow screenshots chaos contract docs lint audit format benchmark bench-env clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ test: $(VENV)/.dev ## Run the whole test suite, on SQLite + folders and on Postg
 
 test-slow: $(VENV)/.dev ## Run the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+screenshots: $(VENV)/.dev ## Take the pictures of the dashboard for the documentation anew
+	SCREENSHOTS=$(CURDIR)/docs/assets/screenshots $(BIN)/python -m pytest -m slow tests/web/test_screenshots.py
 
 chaos: $(VENV)/.dev ## Run 300 small jobs under random faults; other: make chaos CHAOS_ARGS="--jobs 50 --seed 2 --backend postgres"
 	$(BIN)/python -m tests.chaos.soak $(CHAOS_ARGS)
