@@ -1,6 +1,7 @@
 // What happened, said at the edge of the page and to screen readers; and questions before what can not be undone.
 
 const SHOWN_MS = 8000;
+const ERROR_MS = 30000;
 
 /** Say something; kind is "done", "warning" or "error". */
 export function say(text, kind = "done", hint = "") {
@@ -11,7 +12,7 @@ export function say(text, kind = "done", hint = "") {
   note.append(strong);
   if (hint) note.append(document.createElement("br"), hint);
   document.getElementById("messages").append(note);
-  setTimeout(() => note.remove(), SHOWN_MS);
+  setTimeout(() => note.remove(), kind === "error" ? ERROR_MS : SHOWN_MS);
 }
 
 /** Say what went wrong. */

@@ -15,12 +15,14 @@ export function receiveModels(onModel) {
   const input = document.getElementById("files");
   const folder = document.getElementById("folder");
   const sendChosen = () => {
+    if (!folder.files.length) return;
     const [name] = folder.files[0].webkitRelativePath.split("/");
     sendFolder([...folder.files].filter((file) => file.webkitRelativePath.split("/").length === 2), name);
   };
   input.addEventListener("change", () => send(input.files));
-  folder.addEventListener("change", () => folder.files.length && sendChosen());
+  folder.addEventListener("change", sendChosen);
   send(input.files); // chosen before this ran
+  sendChosen();
   place.addEventListener("dragover", (event) => {
     event.preventDefault();
     place.dataset.over = "";
