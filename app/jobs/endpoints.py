@@ -47,7 +47,7 @@ _LAYER_FORMATS = {"json": "application/json", "csv": "text/csv"}
 IdempotencyKey = Annotated[str | None, Header(description="The same key and body twice make one job.")]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Rows per page.")]
 Position = Annotated[int, Query(ge=0, lt=1 << 63)]
-LayerName = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+LayerName = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 SeriesName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME)]
 Cursor = Annotated[int | None, Query(ge=0, lt=1 << 63, description="`next_cursor` of the page before.")]
 
@@ -202,7 +202,7 @@ def list_layers(
     session: ReadSession,
     limit: Limit = MAX_LIMIT,
     cursor: Cursor = None,
-    name: Annotated[list[LayerName], Query(max_length=MAX_LIMIT, description="Only these; repeat the parameter.")] = [],  # noqa: B006
+    name: Annotated[list[LayerName], Query(max_length=8, description="Only these; repeat the parameter.")] = [],  # noqa: B006
     include: Annotated[list[Literal["histogram"]], Query(description="What else to tell, not in CSV.")] = [],  # noqa: B006
     format: Annotated[Literal["json", "csv"] | None, Query(description="Wins over `Accept`.")] = None,  # noqa: A002
 ) -> Response | Page[Layer]:

@@ -141,7 +141,7 @@ class Jobs:
 
         Args:
             job_id: the job.
-            names: only these; all when empty.
+            names: only these, at most 8; all when empty.
             histograms: whether to tell how the weights of each spread over its grid.
         """
         params = {"name": list(names) or None, "include": "histogram" if histograms else None}

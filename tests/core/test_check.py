@@ -72,6 +72,13 @@ def test_every_file_counts(artifact: Path) -> None:
     assert verify_artifact(artifact).files == files
 
 
+def test_what_a_hub_puts_beside_an_artifact_does_not_count(artifact: Path) -> None:
+    files = verify_checksums(artifact)
+    (artifact / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+    (artifact / ".cache" / "huggingface").mkdir(parents=True)
+    assert verify_checksums(artifact) == files
+
+
 def test_a_flipped_bit_is_found(artifact: Path) -> None:
     path = artifact / "model.safetensors"
     content = bytearray(path.read_bytes())
