@@ -77,7 +77,7 @@ def pushing(settings: Settings, folder: JobFolder) -> dict[str, str]:
     """
     env = online(settings, folder)
     env.pop("NUPES_HUB_TOKEN", None)
-    return {**env, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+    return {**env, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}  # nosec B105
 
 
 def _base(folder: JobFolder) -> dict[str, str]:

@@ -189,7 +189,7 @@ def _push(given: Mapping[str, Any] | None) -> Words:
     yield from _each("--push-format")(given.get("formats", []))
 
 
-_PUSH_OPTIONS = {"repo": "--push", "secret": "--push-secret", "revision": "--push-revision"}
+_PUSH_OPTIONS = {"repo": "--push", "secret": "--push-secret", "revision": "--push-revision"}  # nosec B105
 
 _OPTIONS: dict[str, Callable[[Any], Words]] = {
     "weights": _weights,

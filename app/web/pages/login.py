@@ -44,7 +44,7 @@ async def login(request: Request, form: Form) -> Response:
 
 
 @router.get(links.PATH)
-def show_login_link(request: Request, session: ReadSession, token: str = "") -> Response:
+def show_login_link(request: Request, session: ReadSession, token: str = "") -> Response:  # nosec B107
     """Ask whether to sign in: who only looks at a link, as previews do, leaves it as it is."""
     try:
         link, key = links.find(session, request.app.state.pepper, token)
