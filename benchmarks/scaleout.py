@@ -1,6 +1,6 @@
 """A sharded model quantized by 1, 2 and 4 workers: seconds and throughput, on PostgreSQL + Redis, one thread a worker.
 
-    python benchmarks/scaleout.py [--workers 1 2] [--shards 8] [--hidden 1792]
+    python benchmarks/scaleout.py [--workers 1 2] [--shards 6] [--hidden 3584]
 
 The model is a Llama of random weights with one decoder block in each file, 32 x hidden^2 bytes. Each worker has a work
 folder of its own; they share database, broker and a folder of blobs, as machines with a shared disk do. One worker does
@@ -256,8 +256,8 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[each for each in (1, 2, 4) if each <= cores])
-    parser.add_argument("--shards", type=int, default=8)
-    parser.add_argument("--hidden", type=int, default=1792)
+    parser.add_argument("--shards", type=int, default=6)
+    parser.add_argument("--hidden", type=int, default=3584)
     wish = parser.parse_args()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name, service(Path(name), wish.shards, wish.hidden) as running:
