@@ -70,7 +70,9 @@ class Execution:
         """Give the job the result of an equal one that ended while this one waited; True when it ended with that."""
         with self._database.read() as session:
             job = session.get_one(Job, self._job_id)
-            if job.result is not None or not job.cache or not cache.lasting(session, open_store(self._settings), job):
+            if job.result is not None or not job.cache or cache.find(session, job) is None:
+                return False
+            if not cache.lasting(session, open_store(self._settings), job):  # opened for an answer alone: S3 is slow
                 return False
         with self._database.write() as session:
             job = session.get_one(Job, self._job_id)
