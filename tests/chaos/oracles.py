@@ -112,6 +112,17 @@ def _problems_of_files(files: dict[str, str], store: BlobStore) -> list[str]:
     return [f"{path} is stored as {stored[path]}" for path, digest in files.items() if stored[path] != digest]
 
 
+def equal_jobs_wrote_equal_weights(system: System) -> list[str]:
+    """However often work was cut off, resumed or shared between workers, the weights are those of any equal job."""
+    weights: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    query = select(Job, Artifact).join(Artifact, Artifact.job_id == Job.id).where(Artifact.path.like("%.safetensors"))
+    with system.database.read() as session:
+        for job, file in session.execute(query):
+            wish = json.dumps(job.config["weights"], sort_keys=True)
+            weights[str(job.model_id), wish, file.format, file.path].add(file.sha256)
+    return [f"{len(sums)} different files of {wish}" for wish, sums in weights.items() if len(sums) > 1]
+
+
 def one_message_for_each_transition(system: System) -> list[str]:
     """Each change of status made one message, each arrived, and repetitions were the same under the same id."""
     with system.database.read() as session:
@@ -156,6 +167,7 @@ ORACLES: tuple[Oracle, ...] = (
     every_accepted_job_ended_once,
     events_are_gapless_and_legal,
     effects_happened_once,
+    equal_jobs_wrote_equal_weights,
     one_message_for_each_transition,
     nothing_written_was_changed,
     no_process_of_a_job_is_left,

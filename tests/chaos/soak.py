@@ -89,7 +89,7 @@ def soak(
 def _wish(rng: Random) -> dict[str, Any]:
     """Mostly real work; some of it is equal to earlier work and may be answered from the cache."""
     return {
-        "model": rng.choice(["uploaded", "uploaded", "hub", "hub", "llama"]),
+        "model": rng.choice(["uploaded", "uploaded", "hub", "hub", "llama", "sharded"]),
         "weights": {"bits": rng.choice([2, 3, 4, 8]), "group_size": rng.choice([16, -1])},
         "formats": rng.choice([["nupes"], ["nupes", "dense"]]),
         "cache": rng.random() < 0.3,

@@ -28,7 +28,7 @@ from tests.chaos.disks import small_disk
 from tests.chaos.recorder import Recorder
 from tests.hubserver import Hub, hub_server
 from tests.stack import Stack, running_stack
-from tests.worker.factory import wait_for, wait_for_end, write_tiny_llama
+from tests.worker.factory import wait_for, wait_for_end, write_sharded_llama, write_tiny_llama
 from worker.workfolder import jobs_dir
 
 PATIENCE_S = 400.0
@@ -51,6 +51,7 @@ QUICK: dict[str, object] = {
     "quota_requests_per_minute": 0,
     "auth_failures_per_minute": 0,
     "threads": 1,
+    "fan_out_bytes": 0,
 }
 """Settings under which things go wrong, and right again, within seconds."""
 
@@ -167,7 +168,10 @@ def signal_group(process: psutil.Process, number: signal.Signals) -> None:
 
 def write_stranger(folder: Path) -> Path:
     """Write a model that nobody can build: its job costs half the time, as no child has to load transformers."""
-    write_tiny_llama(folder, layers=1, hidden=16)
+    return _as_a_stranger(write_tiny_llama(folder, layers=1, hidden=16))
+
+
+def _as_a_stranger(folder: Path) -> Path:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "stranger", "architectures": ["Stranger"]}))
     return folder
@@ -181,6 +185,7 @@ def running_system(settings: Settings, broker: Broker | None, models: Path, *, w
         hub, hook = exits.enter_context(hub_server()), exits.enter_context(receiver())
         llama = write_tiny_llama(models / "llama", layers=1, hidden=16)
         folder = write_stranger(models / "stranger")
+        sharded = _as_a_stranger(write_sharded_llama(models / "sharded", layers=2, hidden=16))
         hub.add(REPO_ID, {path.name: path.read_bytes() for path in folder.iterdir()})
         stack = exits.enter_context(running_stack(settings, workers=workers, environment={"HF_ENDPOINT": hub.url}))
         database = Database(settings.resolved_database_url)
@@ -192,6 +197,7 @@ def running_system(settings: Settings, broker: Broker | None, models: Path, *, w
             "uploaded": client.models.from_folder(folder).id,
             "hub": client.models.from_hub(REPO_ID).id,
             "llama": client.models.from_folder(llama).id,
+            "sharded": client.models.from_folder(sharded).id,
         }
         yield System(
             settings,

@@ -16,8 +16,13 @@ from app.settings import Settings
 from app.storage import open_store
 from nupes_client.schemas.jobs import JobError, JobStatus
 from nupes_client.schemas.problems import JobErrorCode
-from tests.app.jobrows import claim, new_job, read_job
-from tests.chaos.oracles import effects_happened_once, events_are_gapless_and_legal, every_accepted_job_ended_once
+from tests.app.jobrows import add_job, add_model, add_tenant, claim, new_job, read_job
+from tests.chaos.oracles import (
+    effects_happened_once,
+    equal_jobs_wrote_equal_weights,
+    events_are_gapless_and_legal,
+    every_accepted_job_ended_once,
+)
 from tests.chaos.recorder import Recorder
 
 
@@ -80,6 +85,23 @@ def test_they_notice_half_an_artifact_and_one_of_a_failed_job(system: SimpleName
     assert any("has files" in problem for problem in effects_happened_once(system))
     _change(system, update(Job).where(Job.id == job_id).values(status=JobStatus.SUCCEEDED))
     assert any("no SHA256SUMS" in problem for problem in effects_happened_once(system))
+
+
+def test_they_notice_that_equal_jobs_wrote_other_weights(system: SimpleNamespace) -> None:
+    tenant_id = add_tenant(system.database)
+    model_id = add_model(system.database, tenant_id)
+    columns = {"format": "nupes", "path": "model.safetensors", "size": 1, "media_type": "x/y"}
+
+    def wrote(digest: str) -> None:
+        job_id = add_job(system.database, tenant_id, model_id)
+        with system.database.write() as session:
+            session.add(Artifact(tenant_id=tenant_id, job_id=job_id, sha256=digest * 64, **columns))
+
+    wrote("a")
+    wrote("a")
+    assert equal_jobs_wrote_equal_weights(system) == []
+    wrote("b")
+    assert any("2 different files" in problem for problem in equal_jobs_wrote_equal_weights(system))
 
 
 def test_the_recorder_notices_a_changed_end_and_a_rewritten_event(system: SimpleNamespace, job_id: str) -> None:
