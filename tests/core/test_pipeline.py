@@ -310,10 +310,10 @@ def test_a_full_disk_is_a_typed_error_and_leaves_nothing(tmp_path: Path, room: i
 def test_a_result_larger_than_the_free_space_is_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nupes_core import pipeline
+    from nupes_core import staging
     from nupes_core.errors import DiskFullError
 
     src = checkpoint(tmp_path / "src", {"a.weight": gaussian(32, 32)})
-    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
     with pytest.raises(DiskFullError, match="100 are free"):
         quantize(src, tmp_path / "out", CONFIG)
