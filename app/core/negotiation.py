@@ -19,6 +19,13 @@ def negotiate(request: Request, offers: Mapping[str, str]) -> str:
     return max(ranked, key=lambda name: ranked[name])
 
 
+def accepts_coding(request: Request, coding: str) -> bool:
+    """Whether `Accept-Encoding` allows a content coding (RFC 9110 §12.5.3); a client that says nothing gets none."""
+    said = ",".join(request.headers.getlist("accept-encoding"))
+    ranked = dict(_parse(part) for part in said.split(","))
+    return ranked.get(coding, ranked.get("*", 0.0)) > 0
+
+
 def _parse(part: str) -> tuple[str, float]:
     media_range, *parameters = [each.strip().lower() for each in part.split(";")]
     quality = next((each.removeprefix("q=") for each in parameters if each.startswith("q=")), "1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import shutil
 import subprocess
@@ -15,7 +17,7 @@ import pytest
 
 from app.web import static_files
 from app.web.vendoring import files
-from app.web.vendoring.files import VendorError, listed, vendor
+from app.web.vendoring.files import VendoredFile, VendorError, listed, vendor
 from tests.conftest import REPOSITORY
 from tests.web.conftest import Site
 
@@ -43,6 +45,51 @@ def test_a_package_with_other_content_is_refused(tmp_path: Path) -> None:
     assert not wanted.target.exists()
 
 
+def test_a_file_that_is_kept_packed_is_known_by_what_is_in_it(tmp_path: Path) -> None:
+    source = tmp_path / "package.js"
+    source.write_text("alert('as reviewed')")
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    wanted = VendoredFile("package.js", tmp_path / "static" / "package.js.gz", digest)
+    assert not wanted.is_right()
+    files._copy(source, wanted)
+    assert wanted.is_right()
+    packed = wanted.target.read_bytes()
+    assert gzip.decompress(packed) == source.read_bytes()
+    files._copy(source, wanted)
+    assert wanted.target.read_bytes() == packed
+    for other in (gzip.compress(b"alert('changed')"), packed[:-9], b"no gzip"):
+        wanted.target.write_bytes(other)
+        assert not wanted.is_right()
+
+
+ENCODINGS = {
+    "gzip, deflate, br": True,
+    "br;q=1, *;q=0.5": True,
+    "br, gzip;q=0": False,
+    "identity": False,
+    "": False,
+}
+"""What a client says it takes -> whether that lets gzip through."""
+
+
+@pytest.mark.parametrize("said", ENCODINGS)
+def test_a_packed_file_goes_out_packed_to_who_takes_that_and_is_the_reviewed_one_for_all(site: Site, said: str) -> None:
+    for file in listed():
+        path = f"/static/vendor/{file.target.name.removesuffix('.gz')}"
+        answer = httpx.get(site.url + path, headers={"Accept-Encoding": said}, trust_env=False, timeout=60)
+        assert hashlib.sha256(answer.content).hexdigest() == file.sha256
+        assert (answer.headers.get("content-encoding") == "gzip") is ENCODINGS[said]
+        assert answer.headers["content-type"].startswith(("text/javascript", "text/css"))
+        assert (answer.headers["vary"], answer.headers["cache-control"]) == ("Accept-Encoding", "no-cache")
+
+
+def test_a_packed_file_that_a_browser_has_is_not_sent_again(site: Site) -> None:
+    with httpx.Client(base_url=site.url, trust_env=False, timeout=60) as client:
+        first = client.get("/static/vendor/htmx.min.js")
+        again = client.get("/static/vendor/htmx.min.js", headers={"If-None-Match": first.headers["etag"]})
+    assert (first.status_code, again.status_code) == (200, 304)
+
+
 def test_where_there_is_no_npm_the_error_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
@@ -51,14 +98,14 @@ def test_where_there_is_no_npm_the_error_says_how_to_get_it(tmp_path: Path, monk
 
 
 def test_without_the_files_pages_say_what_to_do_and_the_api_works(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = tuple(path.with_name(f"gone-{path.name}") for path in static_files._vendored())
+    gone = {"vendor/gone.min.js": static_files.FOLDER / "vendor" / "gone.min.js.gz"}
     monkeypatch.setattr(static_files, "_vendored", lambda: gone)
     headers = {"Authorization": f"Bearer {site.sample.secret}"}
     with httpx.Client(base_url=site.url, headers=headers, trust_env=False, timeout=60) as client:
         page = client.get("/", headers={"Accept": "text/html"})
         assert page.status_code == 200
         assert "make setup" in page.text
-        missing = client.get("/static/vendor/gone-htmx.min.js")
+        missing = client.get("/static/vendor/gone.min.js")
         assert (missing.status_code, missing.json()["code"]) == (503, "dashboard_not_built")
         assert client.get("/v1/jobs").status_code == 200
 
@@ -76,5 +123,6 @@ def test_a_wheel_has_pages_styles_and_third_party_code(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", build], cwd=source, env={"PATH": "/none"}, check=True, capture_output=True)
     with zipfile.ZipFile(next(source.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
-    wanted = {"static/app.css", "static/js/app.js", "static/vendor/htmx.min.js", "templates/base.html", "vendor.json"}
-    assert {f"app/web/{name}" for name in wanted} <= names
+    own = {"static/app.css", "static/js/app.js", "templates/base.html", "vendor.json"}
+    assert {f"app/web/{name}" for name in {*own, "static/vendor/htmx.min.js.gz"}} <= names
+    assert {name for name in names if "/vendor/" in name and not name.endswith(".gz")} == set()
