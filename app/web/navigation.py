@@ -22,6 +22,7 @@ _ENTRIES = (
     Entry("New job", "/jobs/new", "jobs:write"),
     Entry("Models", "/models", "models:read"),
     Entry("Webhooks", "/webhooks", "webhooks:manage"),
+    Entry("Secrets", "/secrets", "secrets:manage"),
     Entry("Keys", "/keys", "keys:manage"),
     Entry("Usage", "/usage", None),
     Entry("API", "/docs", None),

@@ -6,7 +6,7 @@ A field is named by the JSON pointer of its value, which `static/js/jsonform.js`
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from nupes_client.schemas.jobs import JobCreate, ModelRef
 
 _ELSEWHERE = frozenset({"/model", "/method", "/target"})
 """Chosen in another way, or with nothing to choose."""
+_SECRETS = frozenset({"/push_to_hub/secret"})
+"""Names of stored secrets: chosen by who may list them, written by others."""
 _KINDS = {"integer": "integer", "number": "number", "boolean": "boolean", "string": "text", "object": "pairs"}
 _NAMES = {
     "timeout_s": "Timeout, s",
@@ -36,10 +38,10 @@ class Field:
     Attributes:
         pointer: JSON pointer into the body.
         title: for people.
-        kind: `integer number boolean choice choices lines pairs json text upload`; what `jsonform.js` reads it as.
+        kind: `integer number boolean choice choices lines pairs json text upload secret`, as `jsonform.js` reads it.
         default: what the service takes where nothing is sent, as the form shows it.
         value: what the form starts with.
-        choices: of `choice` and `choices`.
+        choices: of `choice`, `choices` and `secret`.
         minimum, maximum: of numbers, both allowed.
         help: what the schema says about it.
     """
@@ -77,18 +79,24 @@ class Group:
         return self.pointer.strip("/").replace("/", "-") or "job"
 
 
-def job_form(given: Mapping[str, Any] | None = None) -> Group:
-    """The form, filled with the body `given` (complete, as a job's own), or with what the service takes by itself."""
+def job_form(given: Mapping[str, Any] | None = None, secrets: Sequence[str] | None = None) -> Group:
+    """The form, filled with the body `given` (complete, as a job's own), or with what the service takes by itself.
+
+    `secrets` are the names to choose from; None: nobody may know which there are.
+    """
     schema = JobCreate.model_json_schema()
     default = JobCreate(model=ModelRef(id="")).model_dump(mode="json")
-    return _Reader(schema["$defs"]).group("", "job", schema, default, {**default, **(given or {})}, nullable=False)
+    return _Reader(schema["$defs"], secrets).group(
+        "", "job", schema, default, {**default, **(given or {})}, nullable=False
+    )
 
 
 class _Reader:
     """Walks a schema; `default` and `value` are what the service takes by itself and what the form shows, there."""
 
-    def __init__(self, definitions: Mapping[str, Any]) -> None:
+    def __init__(self, definitions: Mapping[str, Any], secrets: Sequence[str] | None) -> None:
         self._definitions = definitions
+        self._secrets = secrets
 
     def group(self, pointer: str, name: str, schema: Schema, default: Any, value: Any, *, nullable: bool) -> Group:
         defaults, values = default or {}, value or {}
@@ -108,6 +116,8 @@ class _Reader:
         inner, nullable = self._resolved(part)
         if set(inner.get("properties", ())) == {"upload_id"}:
             return _field(place, name, {**inner, **part}, "upload", None, (value or {}).get("upload_id"), "/upload_id")
+        if place in _SECRETS and self._secrets is not None:
+            return _field(place, name, {**part, **inner, "enum": self._secrets}, "secret", default, value)
         if "properties" in inner:
             return self.group(place, name, {**inner, **part}, default, value, nullable=nullable)
         return _field(place, name, {**part, **inner}, self._kind(inner), default, value)

@@ -28,6 +28,8 @@ PAGES = {
     "keys": "/keys",
     "webhooks": "/webhooks",
     "webhook": "/webhooks/{webhook}",
+    "secrets": "/secrets",
+    "secret": "/secrets/team",
     "usage": "/usage",
 }
 """By name; `{...}` is an id of the sample."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 
 import pytest
@@ -73,6 +74,7 @@ def pages(ids: dict[str, str], model: str) -> dict[str, tuple[str, str]]:
         "job": (f"/jobs/{four}", "#formats"),
         "layers": (f"/jobs/{learnt}", "#grid-chart .bar >> nth=0"),
         "compare": (f"/jobs/compare?ids={four},{three},{learnt}", "#overlay-chart canvas"),
+        "secrets": ("/secrets", "td >> text=community"),
     }
 
 
@@ -89,6 +91,8 @@ def test_every_page_has_its_picture_in_both_modes(browser: Browser, stack: Stack
     with stack.client() as client:
         ids = run_jobs(client, booklm)
         (model,) = client.models.list()
+        for name in ("community", "team"):
+            client.secrets.set(name, token_urlsafe())
     wanted = pages(ids, model.id)
     for scheme in ("light", "dark"):
         context = browser.new_context(

@@ -13,6 +13,7 @@ from app.core.security import JobsRead, JobsWrite
 from app.jobs import service
 from app.jobs.views import job_view
 from app.models import endpoints as models
+from app.secrets import endpoints as secrets
 from app.web.commands import commands
 from app.web.presets import PRESETS
 from app.web.rendering import page
@@ -40,10 +41,11 @@ def show_new_job(
         wish = {**job.config.model_dump(mode="json"), **{name: getattr(job, name) for name in _ABOUT_THE_JOB}}
         model_id = job.config.model.id
     known = models.list_models(who, session, _NEWEST).data if who.may("models:read") else []
+    stored = secrets.list_secrets(who, session, _NEWEST).data if who.may("secrets:manage") else None
     return page(
         request,
         "new_job.html",
-        form=job_form(wish),
+        form=job_form(wish, None if stored is None else sorted(secret.name for secret in stored)),
         models=known,
         model_id=model_id or "",
         presets=PRESETS,

@@ -4,6 +4,7 @@ import { call, request } from "./api.js";
 import { size } from "./charts.js";
 import { bodyOf, clearErrors, showErrors } from "./jsonform.js";
 import { complain } from "./messages.js";
+import { onStored } from "./secret_news.js";
 import { receiveModels } from "./send_model.js";
 import { upload } from "./upload.js";
 
@@ -27,6 +28,15 @@ receiveModels((model) => {
   const choice = document.getElementById("model-id");
   choice.append(new Option(`${model.name ?? model.id} · ${model.architecture ?? "unknown"} · ${size(model.bytes)}`, model.id));
   choice.value = model.id;
+  soon();
+});
+onStored(({ name }) => {
+  for (const choice of form.querySelectorAll("[data-secrets]")) {
+    const known = [...choice.options].find((option) => option.value === name);
+    if (known) known.textContent = name;
+    else choice.append(new Option(name));
+    choice.value ||= name;
+  }
   soon();
 });
 soon();
