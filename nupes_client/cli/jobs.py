@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nupes_client.cli import options as o
+
+if TYPE_CHECKING:
+    from nupes_client.schemas.jobs import Layer
 
 
 class Status(StrEnum):
@@ -120,16 +123,39 @@ def retry(job_id: o.JobId, json: o.Json = False) -> None:
         output.print_line(made.id)
 
 
-def layers(job_id: o.JobId, json: o.Json = False) -> None:
+def layers(
+    job_id: o.JobId,
+    histogram: Annotated[
+        str | None,
+        typer.Option(
+            "--histogram",
+            metavar="LAYER",
+            help="Only this one, and how its weights spread over the levels of its grid.",
+        ),
+    ] = None,
+    json: o.Json = False,
+) -> None:
     """Show every weight of a job's model: bits, exponent, error (once the job has succeeded)."""
     from nupes_client.cli import output
+    from nupes_client.cli.wish import WishError
     from nupes_client.client import Client
 
     with Client() as client:
-        found = list(client.jobs.layers(job_id))
+        names = () if histogram is None else (histogram,)
+        found = list(client.jobs.layers(job_id, names=names, histograms=histogram is not None))
+    if histogram is not None and not found:
+        raise WishError(f"--histogram: the job has no layer {histogram}", hint=f"nupes layers {job_id} lists them.")
     if json:
         output.print_json(found)
         return
+    _print_layers(found)
+    if histogram is not None:
+        _print_histogram(found[0])
+
+
+def _print_layers(found: list[Layer]) -> None:
+    from nupes_client.cli import output
+
     learnt = any(layer.codes_moved is not None for layer in found)
     coded = any(layer.activation_bits is not None for layer in found)
     further = [*(["codes moved"] if learnt else []), *(["inputs' bits"] if coded else [])]
@@ -152,6 +178,19 @@ def layers(job_id: o.JobId, json: o.Json = False) -> None:
         ],
         numbers=("bits", "group", "exponent", "SQNR dB", *further),
     )
+
+
+def _print_histogram(layer: Layer) -> None:
+    from nupes_client.cli import output
+    from nupes_client.cli.histogram import ASCII, BLOCKS, drawn
+
+    if not layer.histogram:
+        output.note(f"no histogram: {layer.skipped_reason or 'none was counted'}")
+        return
+    console = output.stdout()
+    output.print_line("")
+    for line in drawn(layer, console.width, ASCII if console.options.ascii_only else BLOCKS):
+        output.print_line(line)
 
 
 def metrics(

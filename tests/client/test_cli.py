@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 from pydantic import BaseModel
 
-from nupes_client.cli import output
+from nupes_client.cli import histogram, output
 from nupes_client.cli.application import run
 from nupes_client.cli.groups import ActivationOptions, CalibrationOptions, LearningOptions
 from nupes_client.cli.options import GATES, Optimize
@@ -356,6 +356,52 @@ def test_layers_show_what_learning_moved_where_there_was_any(
     assert run(["layers", job_id]) == 0
     shown = capsys.readouterr().out
     assert ("codes moved" in shown) == ("12.5%" in shown) == learnt
+
+
+HISTOGRAM = [0] * 16 + [100] * 16 + [50] * 16 + [1] + [0] * 15
+
+
+def test_layers_draws_the_histogram_of_one_layer_with_the_levels_of_its_grid(
+    service: RunningService, job_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted = make_layer("a", bits=3, layout="midrise", exponent=1.0, histogram=HISTOGRAM)
+    work.succeed(service.database, job_id, layers=[counted, make_layer("b"), make_layer("c", bits=None)])
+    assert run(["layers", job_id, "--histogram", "a"]) == 0
+    table, _, drawing = capsys.readouterr().out.partition("\n\n")
+    assert [line.split()[0] for line in table.splitlines()] == ["layer", "a"]
+    bars, marks = drawing.splitlines()[: histogram.ROWS], drawing.splitlines()[histogram.ROWS]
+    assert bars[0] == " " * 16 + "█" * 16
+    assert bars[-1] == " " * 16 + "█" * 32 + "▁"
+    assert [place for place, mark in enumerate(marks) if mark == "│"] == [0, 9, 18, 27, 36, 45, 54, 63]
+    assert "8 levels, exponent 1.000, layout midrise" in drawing
+    assert "2,401 weights" in drawing
+
+
+def test_a_histogram_is_in_the_json_of_who_asks_for_it_and_other_json_stays_as_it_was(
+    service: RunningService, job_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work.succeed(service.database, job_id, layers=[make_layer("a", histogram=HISTOGRAM), make_layer("b")])
+    assert run(["layers", job_id, "--json"]) == 0
+    assert [(each["name"], each["histogram"]) for each in json.loads(capsys.readouterr().out)] == [
+        ("a", None),
+        ("b", None),
+    ]
+    assert run(["layers", job_id, "--histogram", "a", "--json"]) == 0
+    assert [each["histogram"] for each in json.loads(capsys.readouterr().out)] == [HISTOGRAM]
+
+
+def test_a_layer_without_a_histogram_says_why_and_an_unknown_one_where_to_look(
+    service: RunningService, job_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = make_layer("head", bits=None, exponent=None, layout=None, skipped_reason="excluded by a pattern")
+    work.succeed(service.database, job_id, layers=[left, make_layer("old")])
+    for name, why in (("head", "excluded by a pattern"), ("old", "none was counted")):
+        assert run(["layers", job_id, "--histogram", name]) == 0
+        assert f"no histogram: {why}" in capsys.readouterr().err
+    assert run(["layers", job_id, "--histogram", "none"]) != 0
+    told = capsys.readouterr().err
+    assert "no layer none" in told
+    assert f"nupes layers {job_id}" in told
 
 
 def test_plan_says_what_it_would_cost(booklm: Path, capsys: pytest.CaptureFixture[str]) -> None:
