@@ -19,7 +19,7 @@ from nupes_core.card import SUMS_NAME
 from nupes_core.errors import LoadCheckError, UnsafeFileError, UnsupportedArchitectureError
 from nupes_core.formats.onnx import holds_onnx
 from nupes_core.ggufmodel import decoded_gguf, holds_gguf
-from nupes_core.layers import QuantizedLayer, decode_stored, dequantize_modules
+from nupes_core.layers import QuantizedLayer, decode_stored, decode_weights
 from nupes_core.loading import load
 from nupes_core.manifest import hash_file, read_manifest
 from nupes_core.modelfolder import ModelFolder, open_folder, tensor_owners
@@ -256,7 +256,7 @@ def _verify_forward(path: Path, check: Check, expected: Probe | None) -> Check:
     if not all(map(math.isfinite, outputs.values)):
         raise LoadCheckError("a forward pass gives NaN or an infinity")
     if expected is not None and _codes_inputs(model):
-        outputs = probe(dequantize_modules(model, torch.float32)) or outputs
+        outputs = probe(decode_weights(model, torch.float32)) or outputs
     difference = None if expected is None else expected.difference(outputs)
     if difference is not None and not difference <= Probe.TOLERANCE:
         raise LoadCheckError(

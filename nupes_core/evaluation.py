@@ -14,7 +14,7 @@ import torch
 
 from nupes_core.errors import EvaluationError
 from nupes_core.inference import device_of
-from nupes_core.layers import dequantize_modules
+from nupes_core.layers import decode_weights
 from nupes_core.loading import load
 from nupes_core.report import Progress, ProgressCallback
 from nupes_core.sampling import encode_text, sample_tokens
@@ -142,7 +142,7 @@ def _open(source: Source) -> torch.nn.Module:
     if isinstance(source, torch.nn.Module):
         return source
     # Each window would otherwise decode every weight again.
-    return dequantize_modules(load(source, dtype=torch.float32), torch.float32)
+    return decode_weights(load(source, dtype=torch.float32), torch.float32)
 
 
 def _tokenizer(source: Source, text: str | Path | torch.Tensor) -> Any:

@@ -166,11 +166,35 @@ REPLACEMENTS: dict[type[nn.Module], type[Any]] = {
 
 
 def dequantize_modules(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """Put float modules with the decoded weights in the place of all quantized ones; return the model."""
+    """Put float modules with the decoded weights in the place of all quantized ones; return the model.
+
+    Inputs of layers are not coded any more.
+    """
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantizedLayer):
             model.set_submodule(name, module.to_float(dtype))
     return model
+
+
+def decode_weights(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Decode all quantized weights once, for a model that is run often; return the model, which computes the same.
+
+    As `dequantize_modules`, but layers go on coding their inputs.
+    """
+    quantizers = {
+        name: module.input_quantizer for name, module in model.named_modules() if isinstance(module, QuantizedLayer)
+    }
+    dequantize_modules(model, dtype)
+    for name, quantizer in quantizers.items():
+        if quantizer is not None:
+            layer = model.get_submodule(name)
+            layer.add_module("input_quantizer", quantizer)
+            layer.register_forward_pre_hook(_code_input)
+    return model
+
+
+def _code_input(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (layer.get_submodule("input_quantizer")(inputs[0]), *inputs[1:])
 
 
 def decode_stored(entry: StoredWeight, read: Callable[[str], torch.Tensor]) -> torch.Tensor:

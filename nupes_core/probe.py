@@ -12,7 +12,7 @@ import torch
 
 from nupes_core.errors import LoadCheckError
 from nupes_core.inference import device_of
-from nupes_core.layers import dequantize_modules
+from nupes_core.layers import decode_weights
 from nupes_core.loading import load
 
 TOKENS = 32
@@ -82,7 +82,7 @@ def probe_folder(path: str | Path) -> Probe:
         LoadCheckError: nothing is known of the model's inputs.
         UnsupportedArchitectureError: transformers does not know the model.
     """
-    outputs = probe(dequantize_modules(load(path, dtype=torch.float32), torch.float32))
+    outputs = probe(decode_weights(load(path, dtype=torch.float32), torch.float32))
     if outputs is None:
         raise LoadCheckError("the model takes inputs that cannot be made up", hint="Check it without expected outputs.")
     return outputs

@@ -17,7 +17,7 @@ from typing import Any
 import nupes_core
 from nupes_core.config import QuantizationConfig
 from nupes_core.errors import CalibrationError, DiskFullError, EvaluationError, LoadCheckError, NupesError
-from nupes_core.formats import format_groups
+from nupes_core.formats import alike_groups
 from nupes_core.modelfolder import ModelFolder, open_folder
 from nupes_core.plan import Plan, plan_headers
 from nupes_core.report import Progress, ProgressCallback, Report, Share
@@ -65,7 +65,7 @@ def run(folder: JobFolder, emitter: Emitter) -> None:
     if orders["evaluation"] or orders["calibration"]:
         _check_buildable(model)
     report = _quantize(folder, orders, config, emitter)
-    metrics = _measured(folder, orders, emitter) if orders["evaluation"] else {}
+    metrics = _measured(folder, orders, config, emitter) if orders["evaluation"] else {}
     _expect(folder, report.extra["outputs"])
     _package(folder, orders, metrics, emitter)
     for layer in report.layers:
@@ -138,16 +138,18 @@ def _check_buildable(model: ModelFolder) -> None:
     check_buildable(model)
 
 
-def _measured(folder: JobFolder, orders: Mapping[str, Any], emitter: Emitter) -> dict[str, dict[str, Any]]:
+def _measured(
+    folder: JobFolder, orders: Mapping[str, Any], config: QuantizationConfig, emitter: Emitter
+) -> dict[str, dict[str, Any]]:
     """Evaluate, and keep outputs for the load check; return the figures of each format.
 
-    Formats that hold the same codes compute the same: one of them is measured.
+    Of formats that compute the same one is measured.
 
     Raises:
         EvaluationError: the code of architecture or tokenizer stumbles over what the model's files say.
     """
     emitter.phase("evaluating")
-    groups = [[fmt.name for fmt in group] for group in format_groups(orders["formats"])]
+    groups = [[fmt.name for fmt in group] for group in alike_groups(orders["formats"], config)]
     metrics: dict[str, dict[str, Any]] = {}
     outputs: dict[str, Any] = {}
     for index, group in enumerate(groups):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
+from nupes_core.config import QuantizationConfig
 from nupes_core.errors import InvalidConfigError
 from nupes_core.formats.base import Format
 from nupes_core.formats.compressedtensors import COMPRESSED_TENSORS
@@ -14,7 +15,7 @@ from nupes_core.formats.onnx import ONNX
 
 FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in (NATIVE, DENSE, COMPRESSED_TENSORS, GGUF, ONNX)}
 
-__all__ = ["FORMATS", "Format", "format_groups", "get_format"]
+__all__ = ["FORMATS", "Format", "alike_groups", "format_groups", "get_format"]
 
 
 def get_format(name: str) -> Format:
@@ -34,9 +35,23 @@ def format_groups(names: Sequence[str]) -> tuple[tuple[Format, ...], ...]:
     Raises:
         InvalidConfigError: no format of this name, or none named.
     """
+    return _grouped(names, lambda fmt: id(fmt.recipe))
+
+
+def alike_groups(names: Sequence[str], config: QuantizationConfig) -> tuple[tuple[Format, ...], ...]:
+    """Return formats by what their models compute: of equal codes, and all or none with coded inputs of layers.
+
+    Raises:
+        InvalidConfigError: as `format_groups`.
+    """
+    coded = config.activations is not None
+    return _grouped(names, lambda fmt: (id(fmt.recipe), coded and fmt.holds_input_codes))
+
+
+def _grouped(names: Sequence[str], key: Callable[[Format], Hashable]) -> tuple[tuple[Format, ...], ...]:
     if not names:
         raise InvalidConfigError("no format is named", hint=f"Known formats: {', '.join(FORMATS)}.")
-    groups: dict[int, list[Format]] = {}
+    groups: dict[Hashable, list[Format]] = {}
     for fmt in map(get_format, dict.fromkeys(names)):
-        groups.setdefault(id(fmt.recipe), []).append(fmt)
+        groups.setdefault(key(fmt), []).append(fmt)
     return tuple(map(tuple, groups.values()))

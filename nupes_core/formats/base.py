@@ -36,6 +36,7 @@ class Format:
         check: (`config.json` of the model, what a job asks for) raises `UnsupportedArchitectureError` for models it
             cannot hold, `InvalidConfigError` for settings.
         memory_bytes: what putting it together from all tensors, and loading it, take on top of the process.
+        holds_input_codes: whether its layers code their inputs where a job asks for that; others compute in float.
         most_bytes: largest size of its weight files together; None without a limit.
     """
 
@@ -48,4 +49,5 @@ class Format:
     weight_bytes: Callable[[PlannedTensor], int] = lambda tensor: tensor.bytes_after
     check: Callable[[Mapping[str, Any], QuantizationConfig], None] = lambda model_config, config: None
     memory_bytes: Callable[[Sequence[PlannedTensor]], int] = lambda tensors: 0
+    holds_input_codes: bool = False
     most_bytes: int | None = None

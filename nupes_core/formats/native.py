@@ -94,4 +94,5 @@ NATIVE = Format(
     pieces=_pieces,
     config=_config,
     snippet='import nupes_core\nmodel = nupes_core.load("{path}")',
+    holds_input_codes=True,
 )

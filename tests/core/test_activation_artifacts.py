@@ -89,6 +89,21 @@ def test_eight_bits_without_data_from_folder_to_forward_pass(source: Path, tmp_p
     assert not torch.equal(_logits(model), found)
 
 
+def test_figures_are_those_of_the_model_that_codes_its_inputs(source: Path, tmp_path: Path) -> None:
+    config = QuantizationConfig(WeightConfig(8), activations=ActivationConfig(4))
+    nupes_core.quantize(source, tmp_path / "out", config, formats=["nupes", "dense"])
+    text = torch.arange(256) % 50
+    measured = {
+        name: nupes_core.evaluate(tmp_path / "out" / name, text, context=64, baseline=source).kl
+        for name in ("nupes", "dense")
+    }
+    loaded = nupes_core.evaluate(load(tmp_path / "out" / "nupes"), text, context=64, baseline=source).kl
+    assert measured["nupes"] == pytest.approx(loaded, rel=1e-3)
+    assert measured["nupes"] is not None
+    assert measured["dense"] is not None
+    assert measured["nupes"] > 10 * measured["dense"], "inputs of 4 bits cost more than weights of 8"
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gpt_oss", "bert", "t5", "vit"])
 def test_every_reported_input_is_coded_in_the_loaded_model_and_sizes_are_as_planned(
     family: str, tmp_path: Path

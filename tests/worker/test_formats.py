@@ -55,6 +55,19 @@ def test_every_format_of_a_job_has_figures_of_its_own(bench: Bench) -> None:
     assert fractions == sorted(fractions)
 
 
+def test_dense_weights_of_a_job_that_codes_inputs_have_the_figures_of_float_inputs(bench: Bench) -> None:
+    wish = {"formats": ["nupes", "dense"], "weights": {"bits": 8, "group_size": 32}, "activations": {"bits": 4}}
+    with worker_process(bench.settings):
+        job = wait_for_end(bench.database, bench.submit(spec={**wish, "evaluation": {"metrics": ["fidelity"]}}))
+        assert job.status == JobStatus.SUCCEEDED, (job.error, worker_log(bench.settings))
+    native, dense = JobResult.model_validate(job.result).formats
+    assert native.metrics is not None
+    assert dense.metrics is not None
+    assert native.metrics.quantized.kl is not None
+    assert dense.metrics.quantized.kl is not None
+    assert native.metrics.quantized.kl > 2 * dense.metrics.quantized.kl, "inputs of 4 bits cost more than the weights"
+
+
 def test_a_convolution_net_becomes_a_graph_that_is_compared_with_torch_although_nothing_is_measured(
     make_settings: Callable[..., Settings], sqlite_url: str, tmp_path: Path
 ) -> None:
