@@ -74,7 +74,7 @@ def pages(ids: dict[str, str], model: str) -> dict[str, tuple[str, str]]:
         "job": (f"/jobs/{four}", "#formats"),
         "layers": (f"/jobs/{learnt}", "#grid-chart .bar >> nth=0"),
         "compare": (f"/jobs/compare?ids={four},{three},{learnt}", "#overlay-chart canvas"),
-        "secrets": ("/secrets", "td >> text=community"),
+        "secrets": ("/secrets", "td a >> text=community >> nth=0"),
     }
 
 
