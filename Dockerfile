@@ -1,7 +1,7 @@
 # One file, two images: `api` (no torch) and `worker` (with the quantizer).
 #   docker build --target api    -t nupes-api .
 #   docker build --target worker -t nupes-worker .
-# PIP_EXTRA_INDEX_URL may name an index with CPU builds of torch; without it the worker gets the CUDA build.
+# EXTRAS adds others of pyproject.toml, such as ",otel" for traces. PIP_EXTRA_INDEX_URL may name an index with CPU builds of torch; without it the worker gets the CUDA build.
 FROM python:3.12-slim AS base
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -9,7 +9,8 @@ ENV PYTHONUNBUFFERED=1 \
 
 FROM base AS build
 ARG PIP_EXTRA_INDEX_URL=""
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+ARG EXTRAS=""
+ENV NUPES_REQUIRE_DASHBOARD=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 RUN python -m venv /opt/nupes
 COPY pyproject.toml README.md ./
@@ -22,11 +23,11 @@ COPY nupes_core nupes_core
 # The build backend fetches the dashboard's third-party code from npm, with a Node of its own.
 FROM build AS build-api
 # hadolint ignore=DL3013
-RUN pip install '.[server]'
+RUN pip install ".[server${EXTRAS}]"
 
 FROM build AS build-worker
 # hadolint ignore=DL3013
-RUN pip install '.[core,server]'
+RUN pip install ".[core,server${EXTRAS}]"
 
 FROM base AS runtime
 RUN useradd --system --uid 10001 --create-home --home-dir /data nupes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sqlite3
 import sys
 from contextlib import closing
@@ -86,13 +87,14 @@ def _copy_blobs(database: Path, source: BlobStore, target: LocalStore) -> Copied
 
 def main() -> None:
     """Make a backup into the folder that the command line names."""
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m app.backup FOLDER")
+    parser = argparse.ArgumentParser(prog="python -m app.backup", description=__doc__)
+    parser.add_argument("folder", type=Path, help="new, or one of an earlier backup: only new blobs are copied then")
+    target = parser.parse_args().folder
     try:
-        found = backup(get_settings(), Path(sys.argv[1]))
+        found = backup(get_settings(), target)
     except (ValueError, OSError, StorageError, sqlite3.Error) as error:
         sys.exit(f"no backup was made: {error}")
-    sys.stdout.write(f"{sys.argv[1]}: secret key, database, {found.blobs} new blobs and {found.kept} known ones\n")
+    sys.stdout.write(f"{target}: secret key, database, {found.blobs} new blobs and {found.kept} known ones\n")
     if found.missing:
         sys.exit(f"{found.missing} blobs that rows name are not in the store: their models and artifacts are lost")
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, make_url
 
 import migrations
 from app.db.session import create_database_engine
+from app.settings import get_settings
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -60,7 +63,27 @@ def _wait_for_others(connection: Connection) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
 
 
-if __name__ == "__main__":
-    from app.settings import get_settings
+def main() -> None:
+    """Migrate the database of the settings and say what came of it."""
+    argparse.ArgumentParser(prog="python -m app.db.migrate", description=__doc__).parse_args()
+    url = get_settings().resolved_database_url
+    before = _revision(url)
+    upgrade(url)
+    after = _revision(url)
+    done = f"the schema is at {after} already" if before == after else f"schema {before or 'none'} -> {after}"
+    sys.stdout.write(f"{make_url(url).render_as_string()}: {done}\n")
 
-    upgrade(get_settings().resolved_database_url)
+
+def _revision(url: str) -> str | None:
+    from alembic.runtime.migration import MigrationContext
+
+    engine = _migration_engine(url)
+    try:
+        with engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+    finally:
+        engine.dispose()
+
+
+if __name__ == "__main__":
+    main()

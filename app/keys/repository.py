@@ -30,3 +30,8 @@ def listing(tenant_id: str) -> Select[ApiKey]:
 def tenant_named(session: Session, name: str) -> Tenant | None:
     """The tenant of that name."""
     return session.scalars(select(Tenant).where(Tenant.name == name)).one_or_none()
+
+
+def tenant_names(session: Session) -> Sequence[str]:
+    """The names of all tenants."""
+    return session.scalars(select(Tenant.name).order_by(Tenant.name)).all()

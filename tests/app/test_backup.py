@@ -80,6 +80,13 @@ def test_the_command_makes_a_backup_and_refuses_other_databases(settings: Settin
     assert backup(settings, tmp_path / "backup") == Copied()
 
 
+def test_asking_for_help_makes_no_backup(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = _run(settings, Path("--help"))
+    assert (done.returncode, "usage: python -m app.backup" in done.stdout) == (0, True)
+    assert not Path("--help").exists()
+
+
 def _run(settings: Settings, target: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "app.backup", str(target)],

