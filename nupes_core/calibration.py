@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nupes_core.config import CalibrationConfig
 from nupes_core.errors import CalibrationError, EvaluationError
-from nupes_core.evaluation import load_tokenizer
+from nupes_core.evaluation import find_tokenizer, load_tokenizer
 from nupes_core.loading import load
 from nupes_core.modelfolder import ModelFolder
 from nupes_core.modelinputs import (
@@ -103,10 +103,7 @@ def _sampled(folder: ModelFolder, form: ModelInputs, config: CalibrationConfig, 
         needed = "texts" if form.style == "padded" else f"a safetensors file with {form.main!r}"
         raise CalibrationError(f"{form.model} cannot write its own calibration data", hint=f"Give {needed}.")
     check_length(config.length, form)
-    try:
-        tokenizer = load_tokenizer(folder.path)
-    except EvaluationError:
-        tokenizer = None  # windows then begin with random tokens
+    tokenizer = find_tokenizer(folder.path)
     model = load(folder.path, dtype=torch.float32) if model is None else model
     predicted = config.length - 1
     try:

@@ -115,10 +115,18 @@ def fidelity(
     """
     started = time.perf_counter()
     model, float_model = _open(model_or_path), _open(baseline)
-    tokenizer = tokenizer or (None if isinstance(baseline, torch.nn.Module) else load_tokenizer(baseline))
+    tokenizer = tokenizer or (None if isinstance(baseline, torch.nn.Module) else find_tokenizer(baseline))
     _check_context(float_model, context)
     windows = sample_tokens(float_model, tokenizer, tokens, context, seed)
     return _measure(model, model_or_path, windows, float_model, _tokens_sha256(windows), "sampled", started, progress)
+
+
+def find_tokenizer(folder: str | Path) -> Any:
+    """Load the tokenizer of a model folder, None where there is none that can be built: it knows how texts begin."""
+    try:
+        return load_tokenizer(folder)
+    except EvaluationError:
+        return None
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -132,9 +140,10 @@ def load_tokenizer(folder: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # nosec B615
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        said = next(iter(str(error).splitlines()), "")[:200]
         raise EvaluationError(
-            f"no tokenizer in {Path(folder).name}: {error}",
-            hint="Add tokenizer.json, or evaluate fidelity without a text.",
+            f"the model has no tokenizer that can be loaded ({type(error).__name__}: {said})",
+            hint="Add tokenizer.json to the model, or leave the text out: the model then writes its own tokens.",
         ) from error
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,13 @@ _CARRIED = re.compile(
     r"|.*\.(model|spm|tiktoken)|(licen[cs]e|notice|use_policy)(\..*)?",
     re.IGNORECASE,
 )
+_TOKENIZER = re.compile(r"tokenizer.*\.json|vocab\.(json|txt)|tekken\.json|.*\.(model|spm|tiktoken)", re.IGNORECASE)
 _DROPPED_KEYS = frozenset({"auto_map", "custom_pipelines", "trust_remote_code", "name_or_path"})
+
+
+def has_tokenizer(names: Iterable[str]) -> bool:
+    """Whether one of the files of a model can be (a part of) its tokenizer."""
+    return any(_TOKENIZER.fullmatch(name) for name in names)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from sqlalchemy.orm import Session
 
 from app.core.problems import ValidationProblem
+from app.models import repository as models
 from app.storage import BlobStore
 from app.uploads import service as uploads
 from nupes_client.schemas.jobs import JobSpec, TextRef
+from nupes_core.modelfolder import has_tokenizer
 
 HEAD_BYTES = 64 << 10
 """Read of each text: a file of another kind is no UTF-8 long before."""
@@ -27,15 +29,29 @@ def check_texts(session: Session, store: BlobStore, tenant_id: str, spec: JobSpe
     Raises:
         NotFoundError: one is not there, or is another tenant's.
         ValidationProblem: one is not complete, is empty, or does not begin as UTF-8 (nor, to calibrate on, as Parquet
-            or safetensors).
+            or safetensors), or the model has no tokenizer to read it with.
     """
+    tokenizer_missing = _lacks_tokenizer(session, spec)
     for place, text, binary in _named(spec):
         pointer = f"{place}/upload_id"
         upload = uploads.get_complete(session, tenant_id, text.upload_id, pointer)
         assert upload.sha256 is not None
         head = _head(store, upload.sha256) if upload.size else b""
-        if not binary.match(head):
-            _check_head(head, text.upload_id, pointer, whole=upload.size <= HEAD_BYTES)
+        if binary.match(head):
+            continue
+        _check_head(head, text.upload_id, pointer, whole=upload.size <= HEAD_BYTES)
+        if tokenizer_missing:
+            raise ValidationProblem(
+                "the model has no tokenizer, so it can read no text",
+                code="tokenizer_missing",
+                pointer=place,
+                hint="Register it with its tokenizer.json, or leave the text out: it then writes its own tokens.",
+            )
+
+
+def _lacks_tokenizer(session: Session, spec: JobSpec) -> bool:
+    names = list(models.hashes_of(session, spec.model.id)) if any(_named(spec)) else []
+    return bool(names) and not has_tokenizer(names)
 
 
 def _named(spec: JobSpec) -> Iterator[tuple[str, TextRef, re.Pattern[bytes]]]:

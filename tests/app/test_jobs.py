@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from app.core.canonical import content_hash
 from app.db.session import Database
-from app.db.tables import Artifact, IdempotencyKey, Job, JobEvent, JobLayer, OutboxMessage, Upload
+from app.db.tables import Artifact, IdempotencyKey, Job, JobEvent, JobLayer, ModelFile, OutboxMessage, Upload
 from app.jobs import outcomes, repository, submission
 from app.jobs.transitions import record
 from app.plans.texts import HEAD_BYTES
@@ -284,6 +284,19 @@ def test_a_file_that_is_no_text_is_refused_before_any_work(lite: Api, purpose: s
         response = lite.post(path, json=lite.body(**PURPOSES[purpose](upload_id)))
         assert refusal(response) == (code, f"/{purpose}/text/upload_id")
         assert upload_id in response.json()["detail"]
+
+
+@pytest.mark.parametrize("purpose", PURPOSES)
+def test_a_text_for_a_model_that_cannot_read_is_refused_before_any_work(lite: Api, purpose: str) -> None:
+    model_id = lite.add_model()
+    wish = lite.body(model_id, **PURPOSES[purpose](add_text(lite, b"once upon a time")))
+    with lite.database.write() as session:
+        session.add(ModelFile(model_id=model_id, path="config.json", size=2))
+    for path in ("/v1/plans", "/v1/jobs"):
+        assert refusal(lite.post(path, json=wish)) == ("tokenizer_missing", f"/{purpose}/text")
+    with lite.database.write() as session:
+        session.add(ModelFile(model_id=model_id, path="tokenizer.json", size=2))
+    assert lite.post("/v1/plans", json=wish).status_code == 200
 
 
 def test_a_character_across_the_end_of_what_is_looked_at_is_no_fault(lite: Api) -> None:

@@ -391,7 +391,7 @@ def test_a_file_of_nothing_but_strings_is_needed_for_texts(llama: ModelFolder) -
 
 def test_without_a_tokenizer_texts_are_no_use(tmp_path: Path) -> None:
     folder = open_folder(save("llama", tmp_path / "m"))
-    assert "no tokenizer in m" in _message(folder, [STORY])
+    assert "the model has no tokenizer" in _message(folder, [STORY])
 
 
 def test_a_tokenizer_of_another_model_is_found_out(tiny: ModelFolder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,14 @@ def test_a_text_file_and_its_content_give_the_same(booklm: Path, tmp_path: Path)
     by_file = evaluate(booklm, file, context=32, max_tokens=65)
     by_text = evaluate(booklm, TEXT, context=32, max_tokens=65)
     assert (by_file.perplexity, by_file.text_sha256) == (by_text.perplexity, by_text.text_sha256)
+
+
+def test_fidelity_needs_no_tokenizer(booklm: Path, tmp_path: Path) -> None:
+    mute = tmp_path / "mute"
+    shutil.copytree(booklm, mute, ignore=shutil.ignore_patterns("tokenizer*"))
+    measured = fidelity(mute, mute, tokens=64, context=32)
+    assert (measured.tokens, measured.source) == (64, "sampled")
+    assert measured.kl == pytest.approx(0, abs=1e-6)
 
 
 def test_fidelity_needs_no_text_and_repeats_itself(booklm: Path) -> None:
