@@ -25,10 +25,10 @@ class Settings(BaseSettings):
     s3_endpoint_url: str | None = Field(None, description="For S3-compatible storage that is not AWS.")
     secret_key: SecretStr | None = Field(None, description="Pepper of key hashes; default: data_dir/secret.key.")
 
-    host: str = "127.0.0.1"
-    port: int = 8000
+    host: str = Field("127.0.0.1", description="Address that `nupes up` listens on.")
+    port: int = Field(8000, description="Port that `nupes up` listens on; 0: any that is free.")
     hub: bool = Field(True, description="Allow models from a hub (HF_ENDPOINT says which).")
-    hub_token: SecretStr | None = None
+    hub_token: SecretStr | None = Field(None, description="Sent to the hub, for models that are gated.")
 
     quota_active_jobs: int = Field(1000, ge=0, description="Of a tenant: jobs that wait or run. 0: no limit.")
     quota_jobs_per_day: int = Field(10_000, ge=0, description="Of a tenant, in a UTC day. 0: no limit.")
@@ -38,10 +38,10 @@ class Settings(BaseSettings):
     rate_limit_url: str = Field("", description="A Redis for counting requests; default: the broker when it is one.")
     audit_retention_days: int = Field(400, ge=1, description="How long the audit log is kept.")
 
-    max_upload_bytes: int = 64 * 2**30
+    max_upload_bytes: int = Field(64 * 2**30, description="Of one file.")
     max_body_bytes: int = Field(2 * 2**20, description="JSON bodies.")
     min_free_disk_bytes: int = Field(256 * 2**20, description="Uploads and jobs that would leave less are refused.")
-    upload_ttl_s: int = 24 * 3600
+    upload_ttl_s: int = Field(24 * 3600, description="Unfinished uploads are deleted this long after their last piece.")
     upload_stall_s: float = Field(30.0, description="An upload that sends nothing for this long is cut off.")
     artifact_ttl_s: int = Field(0, description="Results are deleted this long after they were made; 0: never.")
 
@@ -49,16 +49,16 @@ class Settings(BaseSettings):
     garbage_grace_s: float = Field(900.0, description="Younger bytes are left alone: their rows may be on the way.")
 
     lease_s: float = Field(60.0, description="A worker that does not renew for this long loses its job.")
-    lease_renew_s: float = 15.0
+    lease_renew_s: float = Field(15.0, description="How often a worker renews; well below `lease_s`.")
     poll_s: float = Field(2.0, description="How often a worker looks at the table in case a wake-up was lost.")
     sweep_s: float = Field(5.0, description="How often reaper and outbox sweeper run.")
-    max_attempts: int = 2
+    max_attempts: int = Field(2, description="Times a job is tried whose worker is lost or whose surroundings fail.")
     retry_pause_s: float = Field(
         15.0,
         description="Before a second attempt after a failed transfer, 8 times that after a full disk; then doubled.",
     )
     cancel_grace_s: float = Field(3.0, description="From TERM to KILL of a cancelled runner.")
-    heartbeat_s: float = 2.0
+    heartbeat_s: float = Field(2.0, description="How often a worker says that it is there.")
     device_class: str = Field("cpu", description="Queue this worker serves: cpu or gpu.")
     memory_bytes: int = Field(
         0, ge=0, description="Memory a worker's job may use; 0: its control group or machine, divided by `nupes up`."
@@ -77,8 +77,8 @@ class Settings(BaseSettings):
 
     otlp_endpoint: str = Field("", description="OpenTelemetry collector, e.g. http://host:4318; default: no traces.")
 
-    log_level: str = "INFO"
-    log_json: bool = True
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_json: bool = Field(True, description="JSON lines; false: lines for people.")
 
     @field_validator("webhook_networks")
     @classmethod

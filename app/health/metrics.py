@@ -64,11 +64,17 @@ class _ServiceCollector(Collector):
     def _queues(self) -> Iterator[Metric]:
         depth = GaugeMetricFamily("nupes_queue_depth", "Jobs that wait.", labels=["device_class"])
         age = GaugeMetricFamily("nupes_queue_oldest_seconds", "Age of the oldest waiting job.", labels=["device_class"])
-        for device_class, count, oldest in queues(self.session):
+        waiting = {device_class: (count, oldest) for device_class, count, oldest in queues(self.session)}
+        # A class whose queue is empty says 0: an alert on a series that comes and goes never ends.
+        for device_class in sorted(waiting.keys() | {"cpu", *self._classes_of_workers()}):
+            count, oldest = waiting.get(device_class, (0, None))
             depth.add_metric([device_class], count)
             age.add_metric([device_class], self._age(oldest))
         yield depth
         yield age
+
+    def _classes_of_workers(self) -> set[str]:
+        return {worker.device_class for worker in repository.workers(self.session)}
 
     def _workers(self) -> Metric:
         family = GaugeMetricFamily("nupes_workers", "Workers by class and status.", labels=["device_class", "status"])

@@ -24,10 +24,16 @@ from tests.servers import free_port
 from tests.stack import as_environment
 
 
-def add_worker(database: Database, name: str = "w1", age_s: float = 0, job_id: str | None = None) -> None:
+def add_worker(
+    database: Database,
+    name: str = "w1",
+    age_s: float = 0,
+    job_id: str | None = None,
+    device_class: str = "cpu",
+) -> None:
     with database.write() as session:
         beat = now() - timedelta(seconds=age_s)
-        session.add(Worker(id=name, device_class="cpu", hostname="host", job_id=job_id, heartbeat_at=beat))
+        session.add(Worker(id=name, device_class=device_class, hostname="host", job_id=job_id, heartbeat_at=beat))
 
 
 def add_job(database: Database, tenant: str, status: str, **columns: object) -> str:
@@ -129,6 +135,14 @@ def read_samples(anonymous: TestClient) -> dict[tuple[str, ...], float]:
         for family in text_string_to_metric_families(response.text)
         for sample in family.samples
     }
+
+
+def test_a_queue_that_is_empty_is_said_to_be_so(anonymous: TestClient, database: Database) -> None:
+    add_worker(database, "w1", device_class="gpu")
+    samples = read_samples(anonymous)
+    for device_class in ("cpu", "gpu"):
+        assert samples["nupes_queue_depth", device_class] == 0
+        assert samples["nupes_queue_oldest_seconds", device_class] == 0
 
 
 def test_metrics_are_computed_from_the_database(anonymous: TestClient, database: Database) -> None:
