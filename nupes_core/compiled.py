@@ -65,12 +65,32 @@ def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     return torch.from_numpy(values)
 
 
+def group_sums(
+    x: torch.Tensor, h: torch.Tensor, inverse: torch.Tensor, offset: torch.Tensor, limits: tuple[int, int]
+) -> tuple[torch.Tensor, ...]:
+    """See `nupes_core.reference.group_sums`."""
+    sums = np.empty((5, len(x)), np.float32)
+    kernels.group_sums(x.contiguous().numpy(), h.contiguous().numpy(), _grid(inverse, offset), limits, sums)
+    return tuple(torch.from_numpy(each) for each in sums)
+
+
+def group_codes(x: torch.Tensor, inverse: torch.Tensor, offset: torch.Tensor, limits: tuple[int, int]) -> torch.Tensor:
+    """See `nupes_core.reference.group_codes`."""
+    codes = np.empty(x.shape, np.uint8)
+    kernels.group_codes(x.contiguous().numpy(), _grid(inverse, offset), limits, codes)
+    return torch.from_numpy(codes)
+
+
+def _grid(inverse: torch.Tensor, offset: torch.Tensor) -> kernels.Array:
+    return np.stack([inverse.numpy(), offset.numpy()])
+
+
 def _trials(fmt: WeightFormat) -> kernels.Trials:
     return kernels.Trials(
         group_size=fmt.group_size,
         log_bits=fmt.log_bits,
         step=fmt.log_step,
-        signs=2 if fmt.layout == "signed" else 1,
+        signs=2 if fmt.has_sign else 1,
         stride=max(STRIDE_UNITS[fmt.bits] // fmt.log_step, 1),
         headroom=HEADROOM,
         floor=FLOOR,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from nupes_core.errors import InvalidConfigError
+from nupes_core.ggmltypes import LAYOUTS as GGML_LAYOUTS
+from nupes_core.ggmltypes import SUPERBLOCKS
 from nupes_core.patterns import check_pattern
 
 Layout = Literal["auto", "signed", "midrise", "paper"]
+GgmlLayout = Literal["IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 ExponentMode = Literal["search", "fixed"]
 ExponentScope = Literal["global", "layer", "row", "group"]
 Optimize = Literal["data_free", "data_driven"]
@@ -58,6 +61,7 @@ class WeightConfig:
         group_size: consecutive weights of a row that share a scale; `-1` is one group per row. Need not divide the row.
         exponent: how the power exponent is found.
         layout: code-to-level layout; `auto` takes `signed` for 3 bits and more, `midrise` for 2, by measured error.
+            Format `gguf` sets those of llama.cpp's types, which it alone holds.
         scale_bits: side information of a group, 4 to 12 bits (6 for scope `group`): log2 scale, its sign (signed
             layout) and the exponent choice (scope `group`). A weight takes `bits + scale_bits / group_size`, plus 1/64
             at most.
@@ -66,7 +70,7 @@ class WeightConfig:
     bits: int = 4
     group_size: int = 64
     exponent: ExponentConfig = field(default_factory=ExponentConfig)
-    layout: Layout = "auto"
+    layout: Layout | GgmlLayout = "auto"
     scale_bits: int = 8
 
     def __post_init__(self) -> None:
@@ -86,7 +90,19 @@ class WeightConfig:
                 f"scale_bits is {self.scale_bits!r}; a group stores {fewest} to {MAX_SCALE_BITS} bits",
                 hint="8 is a good default; 6 or 7 pay with small groups.",
             )
-        _one_of("layout", self.layout, get_args(Layout))
+        _one_of("layout", self.layout, (*get_args(Layout), *get_args(GgmlLayout)))
+        kind = GGML_LAYOUTS.get(self.layout)
+        if kind and (self.bits, self.group_size) != (kind.bits, kind.group_size):
+            raise InvalidConfigError(
+                f"layout {kind.name} has {kind.bits} bits and groups of {kind.group_size}, "
+                f"not {self.bits} and {self.group_size}",
+                hint="Ask for the format gguf, which chooses the layout.",
+            )
+
+    @property
+    def learnt(self) -> WeightConfig:
+        """What codes are learnt with: of super-blocks the uniform grid, whose codes they take over."""
+        return replace(self, layout="signed") if self.layout in SUPERBLOCKS else self
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ def encode_blocks(codes: torch.Tensor, scales: torch.Tensor, bits: int) -> torch
     """Return the blocks of a matrix, uint8 [rows, bytes].
 
     Args:
-        codes: uint8 [rows, cols], cols a multiple of 32; code minus 2^(bits−1) is the integer.
+        codes: uint8 [rows, cols], cols a multiple of 32; code minus 2^(bits−1) is the integer, but for IQ4_NL.
         scales: float16 [rows, cols/32].
-        bits: 4 (`Q4_0`), 5 (`Q5_0`) or 8 (`Q8_0`).
+        bits: 4 (`Q4_0`, `IQ4_NL`), 5 (`Q5_0`) or 8 (`Q8_0`).
     """
     blocks = codes.reshape(-1, 32)
     head = scales.reshape(-1, 1).view(torch.uint8)

@@ -10,7 +10,8 @@ import gguf
 import numpy as np
 import torch
 
-from nupes_core.formats.gguf import ARCHITECTURES, FILE_NAME, INTERLEAVED, TYPES
+from nupes_core.formats.gguf import ARCHITECTURES, FILE_NAME, INTERLEAVED
+from nupes_core.ggmltypes import type_of
 from nupes_core.ggufvocabulary import add_vocabulary
 from nupes_core.modelfolder import INDEX_NAME, open_folder
 from nupes_core.planned import PlannedTensor
@@ -66,7 +67,8 @@ def _names(architecture: str, config: Mapping[str, Any], tensors: Sequence[Plann
 def _stored(tensor: PlannedTensor, shape: tuple[int, ...]) -> tuple[tuple[int, ...], gguf.GGMLQuantizationType]:
     """Return the shape in bytes and the type of a tensor in the file; vectors are float32 there."""
     if tensor.coding is not None:
-        return shape, gguf.GGMLQuantizationType[TYPES[tensor.coding.format.bits].name]
+        fmt = tensor.coding.format
+        return shape, gguf.GGMLQuantizationType[type_of(fmt.layout, fmt.bits).name]
     if len(shape) == 1:
         return (4 * shape[0],), gguf.GGMLQuantizationType.F32
     kind = gguf.GGMLQuantizationType[tensor.dtype]

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from nupes_core.errors import LoadCheckError
-from nupes_core.formats.gguf import ARCHITECTURES, BLOCK, FILE_NAME, INTERLEAVED, TYPES
+from nupes_core.formats.gguf import ARCHITECTURES, FILE_NAME, INTERLEAVED
+from nupes_core.ggmltypes import TYPES
 from nupes_core.modelfolder import CONFIG_NAME, read_config
 
 
@@ -63,9 +64,8 @@ def gguf_sizes(path: Path) -> list[tuple[int, int]]:
     """Return (parameters, stored bytes) of each quantized weight."""
     import gguf
 
-    blocks = {kind.name: kind.nbytes for kind in TYPES.values()}
     return [
-        (int(tensor.n_elements), int(tensor.n_elements) // BLOCK * blocks[tensor.tensor_type.name])
+        (int(tensor.n_elements), TYPES[tensor.tensor_type.name].row_bytes(int(tensor.n_elements)))
         for tensor in gguf.GGUFReader(path / FILE_NAME).tensors
-        if tensor.tensor_type.name in blocks
+        if tensor.tensor_type.name in TYPES
     ]

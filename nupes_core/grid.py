@@ -14,6 +14,9 @@ MIN_EXPONENT = 0.3
 EXPONENT_STEP = 1 / 200
 MAX_EXPONENT_CODE = 255
 
+IQ4_NL_INTEGERS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""Code book of the block type `IQ4_NL` of llama.cpp."""
+
 
 def exponent_code(a: float) -> int:
     """Return the stored uint8 of an exponent, the nearest of 0.300, 0.305 … 1.575."""
@@ -31,7 +34,7 @@ def levels(layout: str, bits: int, a: torch.Tensor) -> torch.Tensor:
     Args:
         layout: `signed`: sign(k)·(|k|/2^(b−1))^(1/a), k = −2^(b−1) … 2^(b−1)−1, meant for a signed scale; `midrise`:
             ±((i+½)/(2^(b−1)−½))^(1/a), without a zero; `paper`: sign(q)·(|q|/M)^(1/a), M = 2^(b−1)−1; its last code,
-            which the paper leaves unused, repeats the level 1.
+            which the paper leaves unused, repeats the level 1; `IQ4_NL`: 16 levels of llama.cpp, closer around 0.
         bits: code width b.
         a: [...] exponents.
 
@@ -58,7 +61,27 @@ def _paper(bits: int) -> torch.Tensor:
     return torch.arange(-M, M + 2, dtype=torch.float64).clamp(max=M) / M
 
 
-_BASES: dict[str, Callable[[int], torch.Tensor]] = {"signed": _signed, "midrise": _midrise, "paper": _paper}
+def _iq4_nl(bits: int) -> torch.Tensor:
+    return torch.tensor(IQ4_NL_INTEGERS, dtype=torch.float64) / -IQ4_NL_INTEGERS[0]
+
+
+_BASES: dict[str, Callable[[int], torch.Tensor]] = {
+    "signed": _signed,
+    "midrise": _midrise,
+    "paper": _paper,
+    "IQ4_NL": _iq4_nl,
+}
+
+
+def integer_levels(layout: str, bits: int) -> tuple[torch.Tensor, int]:
+    """Return float32 [2^bits] whole numbers, and what they are divided by to be the levels of exponent 1.
+
+    Of the layouts that engines store as integers times a scale: `signed`, `IQ4_NL`.
+    """
+    if layout == "IQ4_NL":
+        return torch.tensor(IQ4_NL_INTEGERS, dtype=torch.float32), -IQ4_NL_INTEGERS[0]
+    half = 1 << (bits - 1)
+    return torch.arange(-half, half, dtype=torch.float32), half
 
 
 def level_lookup(layout: str, bits: int, device: torch.device) -> torch.Tensor:

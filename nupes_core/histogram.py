@@ -16,8 +16,9 @@ SAMPLE_WEIGHTS = 1 << 15
 def weight_histogram(w: torch.Tensor, weight: QuantizedWeight) -> tuple[int, ...]:
     """Count the weights over the scale of their group: what the grid rounds to its levels, which lie in [-1, 1].
 
-    A scale may be negative (layout `signed`). What lies beyond ±1 is clipped, and counted in the outer bins; a weight
-    whose group has the scale 0 counts as 0. The same matrix gives the same counts, whatever the number of threads.
+    Levels with a minimum (super-blocks) lie around another point than 0. A scale may be negative (layout `signed`).
+    What lies beyond ±1 is clipped, and counted in the outer bins; a weight whose group has the scale 0 counts as 0. The
+    same matrix gives the same counts, whatever the number of threads.
 
     Args:
         w: [rows, cols] of any float dtype, as it was before it was quantized; never copied as a whole.
@@ -27,7 +28,9 @@ def weight_histogram(w: torch.Tensor, weight: QuantizedWeight) -> tuple[int, ...
         `BINS` counts; bin i is for [2i/BINS - 1, 2(i+1)/BINS - 1).
     """
     step = min(-(-w.numel() // SAMPLE_WEIGHTS), len(w))
-    scales = weight.scales(step).repeat_interleave(weight.format.group_size, 1)[:, : w.shape[1]]
-    x = torch.where(scales == 0, 0.0, w[::step].float() / scales)
+    centres, scales = (
+        each.repeat_interleave(weight.format.group_size, 1)[:, : w.shape[1]] for each in weight.spans(step)
+    )
+    x = torch.where(scales == 0, 0.0, (w[::step].float() - centres) / scales)
     bins = (x.clamp_(-1, 1) + 1).mul_(BINS / 2).int().clamp_(max=BINS - 1)
     return tuple(torch.bincount(bins.flatten(), minlength=BINS).tolist())

@@ -251,3 +251,35 @@ def unpack_bits(packed: Array, bits: int, values: Array) -> None:
         values[i] = waiting & mask
         waiting >>= np.uint64(bits)
         filled -= bits
+
+
+@_fast
+def group_sums(x: Array, h: Array, grid: Array, limits: Any, sums: Array) -> None:
+    """Write the sums over groups that `nupes_core.superblocksearch` fits grids by.
+
+    Reads x and h float32 [n, size], grid float32 [2, n]: inverse of the step and offset; limits: least and largest c.
+    Writes sums float32 [5, n]: Σhcc, Σhcx, Σhc, Σhx, Σh for c = round((x + offset) / step).
+    """
+    least, most = np.float32(limits[0]), np.float32(limits[1])
+    for g in range(x.shape[0]):
+        inverse, offset = grid[0, g], grid[1, g]
+        cc = cx = c1 = hx = h1 = np.float32(0)
+        for i in range(x.shape[1]):
+            c = min(max(np.rint((x[g, i] + offset) * inverse), least), most)
+            weighted = h[g, i] * c
+            cc += weighted * c
+            cx += weighted * x[g, i]
+            c1 += weighted
+            hx += h[g, i] * x[g, i]
+            h1 += h[g, i]
+        sums[0, g], sums[1, g], sums[2, g], sums[3, g], sums[4, g] = cc, cx, c1, hx, h1
+
+
+@_exact
+def group_codes(x: Array, grid: Array, limits: Any, codes: Array) -> None:
+    """Write c − least, uint8 [n, size], of `group_sums`."""
+    least, most = np.float32(limits[0]), np.float32(limits[1])
+    for g in range(x.shape[0]):
+        inverse, offset = grid[0, g], grid[1, g]
+        for i in range(x.shape[1]):
+            codes[g, i] = np.uint8(min(max(np.rint((x[g, i] + offset) * inverse), least), most) - least)

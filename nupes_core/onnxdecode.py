@@ -234,7 +234,7 @@ class Decoder:
         scales = do("Gather", "octaves", do("Add", first, below), axis=0)
         zero = do("Equal", index, do.constant(0, np.int32))
         scales = do("Where", zero, do.constant(0.0, np.float32), scales)
-        if fmt.layout != "signed":
+        if not fmt.has_sign:
             return scales, choice
         choice, negative = self._divided(choice, 2)
         return do("Where", do("Cast", negative, to=TensorProto.BOOL), do("Neg", scales), scales), choice

@@ -97,6 +97,7 @@ def _coding(info: TensorInfo, facts: ModelFacts, config: QuantizationConfig, rec
     weight = layer_config(module_name(info.name), config)
     if isinstance(weight, str):
         return weight
+    weight = recipe.settle(view, weight, config)
     fmt = resolve_format(view.rows, view.cols, weight)
     refused = recipe.refuse(info, view, fmt, facts)
     if refused is not None:

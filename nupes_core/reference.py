@@ -11,7 +11,7 @@ from nupes_core.packing import pack, unpack
 from nupes_core.scales import BASE_UNITS, HEADROOM, TINY, decode_scales
 from nupes_core.storage import WeightFormat
 
-__all__ = ["EncodedRows", "decode_rows", "pack", "search_rows", "unpack"]
+__all__ = ["EncodedRows", "decode_rows", "group_codes", "group_sums", "pack", "search_rows", "unpack"]
 
 FLOOR = 0.8
 """Share of a group's root mean square at which the search for its scale ends."""
@@ -86,7 +86,7 @@ def _words(x: torch.Tensor, base: torch.Tensor, choice: int, fmt: WeightFormat) 
     low = last + ((_units(FLOOR * root) - base) / fmt.log_step).floor().long()
     top = torch.where(amax >= TINY, top.clamp(1, last), 0)
     low = torch.minimum(low.clamp_min(1), top)
-    signs = 2 if fmt.layout == "signed" else 1
+    signs = 2 if fmt.has_sign else 1
     indices = [torch.maximum(top - down, low) for down in range(int((top - low).max()) + 1)]
     return [(choice * signs + sign << fmt.log_bits) | index for sign in range(signs) for index in indices]
 
@@ -115,3 +115,26 @@ def _keep_better(a: _Groups, b: _Groups) -> _Groups:
         torch.where(better, b.words, a.words),
         torch.where(better, b.errors, a.errors),
     )
+
+
+def group_sums(
+    x: torch.Tensor, h: torch.Tensor, inverse: torch.Tensor, offset: torch.Tensor, limits: tuple[int, int]
+) -> tuple[torch.Tensor, ...]:
+    """Return Σhcc, Σhcx, Σhc, Σhx and Σh of groups, each [n], for c = round((x + offset)·inverse) within limits.
+
+    Args:
+        x: float32 [n, size].
+        h: float32 [n, size], weights of squared errors.
+        inverse: float32 [n], of the step from one code to the next.
+        offset: float32 [n].
+        limits: least and largest c.
+    """
+    c = group_codes(x, inverse, offset, limits).float() + limits[0]
+    weighted = h * c
+    return (weighted * c).sum(1), (weighted * x).sum(1), weighted.sum(1), (h * x).sum(1), h.sum(1)
+
+
+def group_codes(x: torch.Tensor, inverse: torch.Tensor, offset: torch.Tensor, limits: tuple[int, int]) -> torch.Tensor:
+    """Return c less the least c, uint8 [n, size]; arguments as for `group_sums`."""
+    c = ((x + offset.unsqueeze(1)) * inverse.unsqueeze(1)).round().clamp(*limits)
+    return (c - limits[0]).to(torch.uint8)

@@ -62,6 +62,6 @@ def decode_scales(words: torch.Tensor, bases: torch.Tensor, fmt: WeightFormat) -
 
 def split_words(words: torch.Tensor, fmt: WeightFormat) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return log2 index (int64), sign (float32 ±1) and exponent choice (int64) of stored words int64 [n, groups]."""
-    negative = (words >> fmt.log_bits) & 1 if fmt.layout == "signed" else torch.zeros_like(words)
+    negative = (words >> fmt.log_bits) & 1 if fmt.has_sign else torch.zeros_like(words)
     index, choice = words & ((1 << fmt.log_bits) - 1), words >> (fmt.word_bits - fmt.choice_bits)
     return index, 1.0 - 2 * negative, choice

@@ -8,6 +8,7 @@ from typing import Any
 
 from nupes_core.config import PER_CHANNEL, WeightConfig
 from nupes_core.errors import InvalidConfigError
+from nupes_core.ggmltypes import SUPERBLOCK, SUPERBLOCKS
 
 DTYPE_BYTES = {"U8": 1, "I16": 2}
 
@@ -33,7 +34,8 @@ class WeightFormat:
         rows, cols: shape of the matrix; a group never crosses a row.
         bits: code width.
         group_size: weights that share a scale; the last group of a row is shorter when it does not divide `cols`.
-        layout: `signed`, `midrise` or `paper` (`nupes_core.grid`).
+        layout: `signed`, `midrise`, `paper` or `IQ4_NL` (`nupes_core.grid`), or a type of super-blocks
+            (`nupes_core.ggmltypes`), which says nothing by the attributes below.
         word_bits: side information of a group: exponent choice, log2 scale and, in the signed layout, its sign.
         candidates: exponents that each group chooses among: 1 or 4.
         block_rows: consecutive rows that share a base scale and the exponents; 1 on wide matrices.
@@ -64,9 +66,14 @@ class WeightFormat:
         return (self.candidates - 1).bit_length()
 
     @property
+    def has_sign(self) -> bool:
+        """Whether scales are signed: the levels of the layout are not the same on both sides of 0."""
+        return self.layout in ("signed", "IQ4_NL")
+
+    @property
     def log_bits(self) -> int:
         """Bits of a group's log2 scale; index 0 is the scale 0."""
-        return self.word_bits - self.choice_bits - (self.layout == "signed")
+        return self.word_bits - self.choice_bits - self.has_sign
 
     @property
     def log_step(self) -> int:
@@ -82,10 +89,12 @@ def resolve_format(rows: int, cols: int, config: WeightConfig) -> WeightFormat:
     """Return the format of a [rows, cols] matrix; it depends on shape and config alone, so sizes are exact in advance.
 
     Raises:
-        InvalidConfigError: a side `rows` or `cols` is below 1.
+        InvalidConfigError: a side `rows` or `cols` is below 1, or rows are no whole super-blocks of the layout.
     """
     if rows < 1 or cols < 1:
         raise InvalidConfigError(f"a weight of shape ({rows}, {cols}) has nothing to quantize")
+    if config.layout in SUPERBLOCKS and cols % SUPERBLOCK:
+        raise InvalidConfigError(f"layout {config.layout} needs rows of whole super-blocks of 256, not of {cols}")
     by_group = config.exponent.scope == "group" and config.exponent.mode == "search"
     candidates = GROUP_CANDIDATES if by_group else 1
     return WeightFormat(
@@ -106,7 +115,10 @@ def tensor_specs(fmt: WeightFormat) -> dict[str, TensorSpec]:
     `codes` [⌈rows·cols·bits/8⌉] and `scales` [⌈rows·groups·word_bits/8⌉] are little-endian bit streams in row-major
     order (`nupes_core.packing`); `bases` [blocks] holds 128·log2 of the largest scale of a block of rows; `exponents`
     [blocks, candidates] holds (a − 0.3)·200. Everything is per row or block of rows, so rows can be concatenated.
+    A layout of super-blocks has one tensor: `blocks` [rows, bytes], as llama.cpp reads them.
     """
+    if kind := SUPERBLOCKS.get(fmt.layout):
+        return {"blocks": ((fmt.rows, kind.row_bytes(fmt.cols)), "U8")}
     return {
         "codes": ((_packed_bytes(fmt.rows * fmt.cols, fmt.bits),), "U8"),
         "scales": ((_packed_bytes(fmt.rows * fmt.groups, fmt.word_bits),), "U8"),

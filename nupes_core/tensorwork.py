@@ -17,7 +17,8 @@ from nupes_core.quality import WeightError, weight_error
 from nupes_core.recipe import Recipe
 from nupes_core.selection import FLOAT_DTYPES
 from nupes_core.sources import Checkpoint
-from nupes_core.weight import QuantizedWeight, quantize_weight
+from nupes_core.storage import resolve_format
+from nupes_core.weight import QuantizedWeight, quantize_weight, to_superblocks
 from nupes_core.workfolder import WorkFolder, commit_key
 
 _LEARNT = ("weight", "bias")
@@ -77,7 +78,9 @@ class TensorWork:
         """Take a matrix that the run on calibration data quantized; smoothing may have scaled its columns before."""
         w, columns = read_matrix(self._checkpoint, tensor.name, coding, 0), layer.columns()
         reference = w if columns is None else w * columns.to(w.dtype)
-        found = self._measured(tensor, reference, layer.weight(coding.format), layer.inputs())
+        learnt = layer.weight(resolve_format(coding.view.rows, coding.view.cols, coding.weight.learnt))
+        weight = learnt if learnt.format == coding.format else to_superblocks(learnt, coding.format)
+        found = self._measured(tensor, reference, weight, layer.inputs())
         return replace(found, moved=layer.moved())
 
     def _quantize(self, tensor: PlannedTensor, w: torch.Tensor, coding: Coding) -> QuantizedWeight:

@@ -12,10 +12,12 @@ import torch
 from nupes_core.config import WeightConfig
 from nupes_core.errors import InvalidConfigError, NumericsError
 from nupes_core.ggmlblocks import encode_blocks
-from nupes_core.grid import exponent_code, exponent_value
+from nupes_core.ggmltypes import SUPERBLOCKS, SuperType
+from nupes_core.grid import exponent_code, exponent_value, integer_levels
 from nupes_core.scales import block_bases, decode_scales
 from nupes_core.search import Sample, engine, fit_candidates, fit_exponent, fit_row_exponents
 from nupes_core.storage import WeightFormat, resolve_format, tensor_specs, weight_nbytes
+from nupes_core.superblockrows import decode_rows, encode_rows, row_spans
 
 T = TypeVar("T")
 
@@ -50,13 +52,20 @@ class QuantizedWeight:
     @property
     def exponent(self) -> float:
         """The exponent, or its mean where the scope is finer than the layer."""
+        if self.superblocks:
+            return 1.0
         return exponent_value(0) + float(self.tensors["exponents"].double().mean()) * (
             exponent_value(1) - exponent_value(0)
         )
 
+    @property
+    def superblocks(self) -> SuperType | None:
+        """The type of super-blocks that the matrix is stored in, if it is."""
+        return SUPERBLOCKS.get(self.format.layout)
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return the [rows, cols] matrix, decoded chunk by chunk."""
-        fmt, device = self.format, self.tensors["codes"].device
+        fmt, device = self.format, next(iter(self.tensors.values())).device
         out = torch.empty(fmt.rows, fmt.cols, dtype=dtype, device=device)
 
         def decode(rows: range) -> None:
@@ -71,11 +80,12 @@ class QuantizedWeight:
         Scales are stored in that dtype too, or as float16.
         """
         fmt, scales = self.format, self.step_scales(torch.float16 if half_scales else dtype).float()
+        integers = integer_levels(fmt.layout, fmt.bits)[0].to(scales.device)
         out = torch.empty(fmt.rows, fmt.cols, dtype=dtype, device=scales.device)
 
         def decode(rows: range) -> None:
             steps = scales[rows.start : rows.stop].repeat_interleave(fmt.group_size, 1)[:, : fmt.cols]
-            out[rows.start : rows.stop] = (self._codes(rows).float() - (1 << (fmt.bits - 1))) * steps
+            out[rows.start : rows.stop] = integers[self._codes(rows).int()] * steps
 
         _each_chunk(fmt, decode, scales.device)
         return out
@@ -83,10 +93,10 @@ class QuantizedWeight:
     def step_scales(self, dtype: torch.dtype) -> torch.Tensor:
         """Return what a step from one code to the next is worth, signed, [rows, groups], rounded to `dtype`.
 
-        For weights on the uniform grid: layout `signed`, exponent 1, so that level k/2^(bits-1) times the scale of the
-        group is k times a scale that is smaller by a power of two.
+        For weights of exponent 1 on levels that are whole numbers but for a divisor (`integer_levels`): in layout
+        `signed`, level k/2^(bits-1) times the scale of the group is k times a scale smaller by a power of two.
         """
-        return (self.scales() / (1 << (self.format.bits - 1))).to(dtype)
+        return (self.scales() / integer_levels(self.format.layout, self.format.bits)[1]).to(dtype)
 
     def scales(self, step: int = 1) -> torch.Tensor:
         """Return the signed scales of every `step`-th row from the first on, float32 [rows, groups]."""
@@ -95,16 +105,28 @@ class QuantizedWeight:
         bases = self.tensors["bases"][_blocks(range(0, fmt.rows, step), fmt, words.device)]
         return decode_scales(words[::step].long(), bases, fmt)[0]
 
+    def spans(self, step: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the levels of each group lie around and how far they reach (signed), of every `step`-th row.
+
+        Two float32 [rows, groups].
+        """
+        if kind := self.superblocks:
+            return row_spans(self.tensors["blocks"][::step], kind)
+        scales = self.scales(step)
+        return torch.zeros_like(scales), scales
+
     def packed_words(self) -> torch.Tensor:
         """Return the codes as int32 [rows, cols·bits/32], packed from the lowest bit on; rows must end on a word."""
         return self.tensors["codes"].view(torch.int32).view(self.format.rows, -1)
 
     def dequantize_ggml(self) -> torch.Tensor:
         """Return float32 [rows, cols] as llama.cpp decodes `ggml_blocks()`."""
-        return self.dequantize_integers(torch.float32, half_scales=True)
+        return self.dequantize() if self.superblocks else self.dequantize_integers(torch.float32, half_scales=True)
 
     def ggml_blocks(self) -> torch.Tensor:
-        """Return the matrix in blocks of llama.cpp, uint8 [rows, bytes]; groups must be of 32."""
+        """Return the matrix in blocks of llama.cpp, uint8 [rows, bytes]; groups are those of a type of its."""
+        if self.superblocks:
+            return self.tensors["blocks"]
         return encode_blocks(self._codes(range(self.format.rows)), self.step_scales(torch.float16), self.format.bits)
 
     def shape(self) -> torch.Tensor:
@@ -117,6 +139,8 @@ class QuantizedWeight:
 
     def _decode(self, rows: range) -> torch.Tensor:
         fmt, tensors = self.format, self.tensors
+        if kind := self.superblocks:
+            return decode_rows(tensors["blocks"][rows.start : rows.stop], kind)
         blocks = _blocks(rows, fmt, tensors["codes"].device)
         codes = self._codes(rows)
         words = _slice(tensors["scales"], fmt.word_bits, rows.start * fmt.groups, rows.stop * fmt.groups)
@@ -151,7 +175,10 @@ def quantize_weight(
     """
     fmt = resolve_format(w.shape[0], w.shape[1], config)
     h = _importance(importance, fmt, w.device)
-    bases = block_bases(_row_amax(w, fmt), fmt)
+    amax = _row_amax(w, fmt)
+    if fmt.layout in SUPERBLOCKS:
+        return _superblocks(fmt, w.device, lambda rows: (w[rows.start : rows.stop].float(), h, None))
+    bases = block_bases(amax, fmt)
     exponents = _exponents(w, h, bases, fmt, config, shared_exponent)
 
     tensors = _empty(fmt, w.device) | {"bases": bases, "exponents": exponents}
@@ -165,6 +192,37 @@ def quantize_weight(
 
     _each_chunk(fmt, encode, w.device)
     return QuantizedWeight(fmt, tensors)
+
+
+def to_superblocks(weight: QuantizedWeight, fmt: WeightFormat) -> QuantizedWeight:
+    """Return a matrix on the uniform grid (layout `signed`, exponent 1) in super-blocks of as many bits and its groups.
+
+    Codes stay those that were found or learnt, but where a rounded scale lets another one be nearer.
+    """
+    decoded, scales = weight.dequantize(), weight.scales()
+    h = torch.ones(fmt.cols, device=decoded.device)
+
+    def part(rows: range) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return decoded[rows.start : rows.stop], h, scales[rows.start : rows.stop]
+
+    return _superblocks(fmt, decoded.device, part)
+
+
+def _superblocks(
+    fmt: WeightFormat,
+    device: torch.device,
+    part: Callable[[range], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]],
+) -> QuantizedWeight:
+    """Encode rows chunk by chunk; `part` gives their weights, the importance of columns, and scales that are known."""
+    kind = SUPERBLOCKS[fmt.layout]
+    blocks = torch.empty(tensor_specs(fmt)["blocks"][0], dtype=torch.uint8, device=device)
+
+    def encode(rows: range) -> None:
+        w, h, scales = part(rows)
+        blocks[rows.start : rows.stop] = encode_rows(w, h, kind, scales)
+
+    _each_chunk(fmt, encode, device)
+    return QuantizedWeight(fmt, {"blocks": blocks})
 
 
 def _empty(fmt: WeightFormat, device: torch.device) -> dict[str, torch.Tensor]:

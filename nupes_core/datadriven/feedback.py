@@ -115,7 +115,7 @@ class _Recursion:
         found = engine(w.device).search_rows(w.contiguous(), h / h.mean(), self.bases, self.row_exponents, narrow)
         words = found.words.long().squeeze(1)
         self.index[:, group] = words & ((1 << fmt.log_bits) - 1)
-        if fmt.layout == "signed":
+        if fmt.has_sign:
             self.sign[:, group] = 1.0 - 2 * ((words >> fmt.log_bits) & 1)
         self.choice[:, group] = words >> (fmt.word_bits - fmt.choice_bits)
         scale = self.sign[:, group] * index_scales(self.index[:, group, None], self.bases, fmt).squeeze(1)

@@ -144,7 +144,7 @@ def _trainable(module: Any, tensor: PlannedTensor) -> bool:
 
 def _settings(tensor: PlannedTensor) -> LayerSettings:
     assert tensor.coding is not None, f"{tensor.name} is not quantized"
-    return LayerSettings(tensor.coding.weight, tensor.coding.activation)
+    return LayerSettings(tensor.coding.weight.learnt, tensor.coding.activation)
 
 
 def _stored_dtype(source: BlockSource, checkpoint: Checkpoint, parameter: str) -> torch.dtype:

@@ -59,7 +59,7 @@ class Coded:
         fmt = self.format
         run = engine(self.codes.device)
         words = self.index | (self.choice << (fmt.word_bits - fmt.choice_bits))
-        if fmt.layout == "signed":
+        if fmt.has_sign:
             words |= (self.sign < 0).long() << fmt.log_bits
         narrow = torch.uint8 if fmt.word_bits <= 8 else torch.uint16
         tensors = {

@@ -1,18 +1,20 @@
-"""The `gguf` format: one file for llama.cpp and what is built on it, in its block types of 32 weights.
+"""The `gguf` format: one file for llama.cpp and what is built on it, in its types of blocks and of super-blocks.
 
-Blocks are integers of the uniform grid times a float16 scale, signed as ours are, so that the method finds them as it
-finds any other codes. The container is put together last, by `nupes_core.ggufcontainer`.
+Blocks of 32 weights are whole numbers times a float16 scale, signed as ours are, so that the method finds them as it
+finds any other codes. Super-blocks have a search of their own (`nupes_core.superblocksearch`). The container is put
+together last, by `nupes_core.ggufcontainer`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nupes_core.config import ExponentConfig, LayerOverride, QuantizationConfig
+from nupes_core.config import ExponentConfig, LayerOverride, QuantizationConfig, WeightConfig
 from nupes_core.errors import InvalidConfigError, UnsupportedArchitectureError
 from nupes_core.formats.base import Format, Pieces
+from nupes_core.ggmltypes import BLOCK, SUPERBLOCK, TYPES, type_of
 from nupes_core.header import TensorInfo, TensorSpec
 from nupes_core.planned import PlannedTensor
 from nupes_core.recipe import Recipe
@@ -26,21 +28,17 @@ if TYPE_CHECKING:
 
 NAME = "gguf"
 FILE_NAME = "model.gguf"
-BLOCK = 32
 SCALE_BITS = 10
 """Of the search; what is stored is a float16."""
 
+SUPER_TYPES: Mapping[int, str] = {2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 5: "Q5_K", 6: "Q6_K", 8: "Q8_0"}
+"""Asked width -> type, for rows of whole super-blocks; of types of as many bits a weight those of least error."""
 
-@dataclass(frozen=True)
-class BlockType:
-    """A type of llama.cpp: its name, and bytes of a block of 32 weights with their scale."""
+LEARNT_TYPES: Mapping[int, str] = {**SUPER_TYPES, 4: "IQ4_NL", 5: "Q5_0"}
+"""The same where codes are learnt on data: these two are learnt on the very levels that they are stored with."""
 
-    name: str
-    nbytes: int
-
-
-TYPES: Mapping[int, BlockType] = {4: BlockType("Q4_0", 18), 5: BlockType("Q5_0", 22), 8: BlockType("Q8_0", 34)}
-"""By the width of their codes."""
+BLOCK_TYPES: Mapping[int, str] = {4: "IQ4_NL", 5: "Q5_0", 8: "Q8_0"}
+"""For other rows of whole blocks."""
 
 ARCHITECTURES: Mapping[str, str] = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 """`model_type` of transformers -> architecture of llama.cpp."""
@@ -51,9 +49,12 @@ INTERLEAVED: Mapping[str, Mapping[str, str]] = {
 """Architecture -> layers whose rows it wants interleaved, as its rotation turns neighbours: the key of their heads."""
 
 
-def _nearest(bits: int) -> int:
-    """Return the width of the type nearest to the asked one; the larger of two that are as near."""
-    return min(TYPES, key=lambda width: (abs(width - bits), -width))
+def _settle(view: MatrixView, weight: WeightConfig, config: QuantizationConfig) -> WeightConfig:
+    """Take the type whose codes are nearest to the asked bits; the larger of two that are as near."""
+    whole = LEARNT_TYPES if config.optimize == "data_driven" else SUPER_TYPES
+    types = BLOCK_TYPES if view.cols % SUPERBLOCK else whole
+    kind = TYPES[types[min(types, key=lambda width: (abs(width - weight.bits), -width))]]
+    return replace(weight, bits=kind.bits, group_size=kind.group_size, layout=kind.layout)
 
 
 def _adapt(config: QuantizationConfig) -> QuantizationConfig:
@@ -64,10 +65,9 @@ def _adapt(config: QuantizationConfig) -> QuantizationConfig:
         )
     weights = replace(
         config.weights,
-        bits=_nearest(config.weights.bits),
         group_size=BLOCK,
         exponent=ExponentConfig("fixed", "layer", 1.0),
-        layout="signed",
+        layout="auto",
         scale_bits=SCALE_BITS,
     )
     layers = replace(config.layers, overrides=tuple(map(_override, config.layers.overrides)))
@@ -76,7 +76,7 @@ def _adapt(config: QuantizationConfig) -> QuantizationConfig:
 
 
 def _override(asked: LayerOverride) -> LayerOverride:
-    return replace(asked, bits=None if asked.bits is None else _nearest(asked.bits), group_size=None)
+    return replace(asked, group_size=None)
 
 
 def _check(model_config: Mapping[str, Any], config: QuantizationConfig) -> None:
@@ -106,7 +106,7 @@ def _refuse(info: TensorInfo, view: MatrixView, fmt: WeightFormat, facts: ModelF
 
 
 def _row_bytes(fmt: WeightFormat) -> int:
-    return fmt.cols // BLOCK * TYPES[fmt.bits].nbytes
+    return type_of(fmt.layout, fmt.bits).row_bytes(fmt.cols)
 
 
 def _specs(tensor: PlannedTensor) -> tuple[TensorSpec, ...]:
@@ -139,6 +139,7 @@ GGUF = Format(
         refuse=_refuse,
         nbytes=lambda info, view, fmt: fmt.rows * _row_bytes(fmt),
         decode=lambda weight, dtype: weight.dequantize_ggml(),
+        settle=_settle,
     ),
     check=_check,
 )

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import nupes_core
 from nupes_core import quantize
 from nupes_core.check import verify_artifact
-from nupes_core.config import ActivationConfig, LayerOverride, LayerSelection, QuantizationConfig, WeightConfig
+from nupes_core.config import (
+    ActivationConfig,
+    CalibrationConfig,
+    LayerOverride,
+    LayerSelection,
+    QuantizationConfig,
+    TrainingConfig,
+    WeightConfig,
+)
 from nupes_core.errors import InvalidConfigError, UnsupportedArchitectureError
 from nupes_core.ggmlblocks import encode_blocks
+from nupes_core.ggmltypes import type_of
+from nupes_core.ggufmodel import decoded_gguf
 from nupes_core.plan import plan_folder
 from nupes_core.probe import probe_folder
 from nupes_core.sizes import model_bits_per_weight
@@ -108,7 +119,7 @@ def test_the_container_tells_llama_cpp_what_it_has_to_know(tmp_path: Path) -> No
     assert len(told["tokenizer.ggml.merges"]) == len(vocabulary["merges"])
     assert told["tokenizer.ggml.eos_token_id"] == config["eos_token_id"]
     kinds = {tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "out/model.gguf").tensors}
-    assert kinds == {"Q4_0", "BF16", "F32"}
+    assert kinds == {"Q4_K", "IQ4_NL", "BF16", "F32"}
 
 
 def test_the_type_nearest_to_the_asked_bits_is_taken(tmp_path: Path) -> None:
@@ -120,6 +131,72 @@ def test_the_type_nearest_to_the_asked_bits_is_taken(tmp_path: Path) -> None:
         assert found.pop("model.layers.0.self_attn.o_proj") == 8
         widths[asked] = found["model.layers.0.self_attn.q_proj"]
     assert widths == {2: 4, 3: 4, 4: 4, 5: 5, 6: 5, 7: 8, 8: 8}
+
+
+@pytest.mark.parametrize("optimize", ["data_free", "data_driven"])
+def test_rows_of_whole_super_blocks_take_other_types_than_the_rest(optimize: str) -> None:
+    found = {}
+    for asked in range(2, 9):
+        plan = plan_folder(BOOKLM, replace(settings(asked), optimize=optimize), formats=["gguf"])
+        codings = {tensor.module.rpartition(".")[2]: tensor.coding for tensor in plan.quantized}
+        found[asked] = tuple(
+            type_of(coding.format.layout, coding.format.bits).name
+            for coding in (codings["q_proj"], codings["down_proj"])
+            if coding
+        )
+    whole = "Q2_K Q3_K Q4_K Q5_K Q6_K Q8_0 Q8_0" if optimize == "data_free" else "Q2_K Q3_K IQ4_NL Q5_0 Q6_K Q8_0 Q8_0"
+    rest = "IQ4_NL IQ4_NL IQ4_NL Q5_0 Q5_0 Q8_0 Q8_0"
+    assert list(found.values()) == list(zip(whole.split(), rest.split(), strict=True)), "rows of 256 and of 704"
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+def test_plan_file_manifest_and_reader_agree_on_types_sizes_and_weights(bits: int, tmp_path: Path) -> None:
+    plan = plan_folder(BOOKLM, settings(bits), formats=["gguf"])
+    report = quantize(BOOKLM, tmp_path / "out", settings(bits), formats=["gguf"])
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "out/model.gguf").tensors}
+    planned = {tensor.module: tensor for tensor in plan.quantized}
+    before = AutoModelForCausalLM.from_pretrained(BOOKLM, dtype=torch.float32)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "out", gguf_file="model.gguf", dtype=torch.float32)
+    names = {"self_attn.q_proj": "attn_q", "mlp.down_proj": "ffn_down", "mlp.gate_proj": "ffn_gate"}
+    for ours, theirs in names.items():
+        module = f"model.layers.3.{ours}"
+        tensor, coding = stored[f"blk.3.{theirs}.weight"], planned[module].coding
+        assert coding is not None
+        assert tensor.tensor_type.name == type_of(coding.format.layout, coding.format.bits).name
+        assert tensor.n_bytes == planned[module].bytes_after
+        layer = next(each for each in report.layers if each.name == module)
+        error = (before.get_submodule(module).weight - after.get_submodule(module).weight).detach().square().mean()
+        assert float(error) == pytest.approx(layer.mse, rel=1e-3)
+    assert report.bits_per_weight == pytest.approx(plan.bits_per_weight)
+    assert model_bits_per_weight(tmp_path / "out") == pytest.approx(plan.bits_per_weight)
+    parts = dict(decoded_gguf(tmp_path / "out", planned))
+    for module, weight in parts.items():
+        assert torch.equal(weight, after.get_submodule(module).weight), module
+
+
+def test_codes_that_were_learnt_on_data_are_what_the_reader_gets(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+    src = tmp_path / "src"
+    LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=4, tie_word_embeddings=True)).save_pretrained(src)
+    asked = replace(
+        settings(3, overrides=(LayerOverride("mlp", bits=2), LayerOverride("o_proj", bits=4))),
+        optimize="data_driven",
+        training=TrainingConfig(steps=8, batch_size=4),
+        calibration=CalibrationConfig(samples=16, length=16),
+    )
+    tokens = torch.randint(VOCABULARY, (16, 16), generator=torch.Generator().manual_seed(0))
+    report = quantize(src, tmp_path / "out", asked, formats=["gguf"], calibration=tokens)
+    layouts = {layer.name.rpartition(".")[2]: layer.layout for layer in report.layers if layer.bits}
+    assert {layouts[name] for name in ("q_proj", "k_proj", "v_proj")} == {"Q3_K"}
+    assert (layouts["o_proj"], layouts["up_proj"]) == ("IQ4_NL", "Q2_K")
+    assert all(layer.codes_moved is not None for layer in report.layers if layer.bits)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", gguf_file="model.gguf", dtype=torch.float32)
+    original = AutoModelForCausalLM.from_pretrained(src, dtype=torch.float32)
+    for layer in report.layers:
+        if layer.bits:
+            before, after = (each.get_submodule(layer.name).weight for each in (original, loaded))
+            assert float((before - after).detach().square().mean()) == pytest.approx(layer.mse, rel=1e-3)
 
 
 def test_what_it_can_not_hold_is_said_before_any_work(tmp_path: Path) -> None:

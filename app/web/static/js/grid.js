@@ -8,7 +8,10 @@ const BASES = {
   signed: (half) => steps(-half, half - 1).map((code) => code / half),
   midrise: (half) => steps(-half, half - 1).map((code) => (code + 0.5) / (half - 0.5)),
   paper: (half) => steps(1 - half, half - 1).map((code) => code / (half - 1)),
+  IQ4_NL: () => [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113].map((level) => level / 127),
 };
+for (const layout of ["Q3_K", "Q6_K"]) BASES[layout] = BASES.signed;
+for (const layout of ["Q2_K", "Q4_K", "Q5_K"]) BASES[layout] = BASES.midrise; // around the middle of their range
 const steps = (first, last) => Array.from({ length: last - first + 1 }, (_, index) => first + index);
 
 /** Levels of a grid, ascending, the largest of magnitude 1. */
