@@ -170,7 +170,9 @@ NOTES = """
 Rows of booklm have 256 columns but for the `down_proj` layers with 704, which are no whole super-blocks and take blocks
 of 32. Those of stories260k have 64, and 172 in `down_proj`, which is left alone (counted with 16 bits). llama.cpp
 weighs squared errors by the size of the weights where it is given no importance matrix, ours are plain: its error of
-weights is larger for that reason too, perplexity and KL compare what counts.
+weights is larger for that reason too, perplexity and KL compare what counts. By KL ours are ahead for every type but
+`IQ4_NL` on stories260k, where both are within 3 %; perplexities of 8192 tokens differ by less than their noise from 4
+bits on. Speeds were taken while other work shared the two cores.
 """
 
 

@@ -44,7 +44,7 @@ def test_every_format_of_a_job_has_figures_of_its_own(bench: Bench) -> None:
     kl = [each.metrics.quantized.kl for each in (native, container, packed) if each.metrics]
     losses = [each for each in kl if each is not None]
     assert len(losses) == 3
-    assert 0 < losses[0] < min(losses[1:]), "the power grid loses less than the uniform ones"
+    assert 0 < max(losses[:2]) < losses[2], "the power grid and the code book of IQ4_NL lose less than the uniform grid"
     for each in result.formats:
         manifest = json.loads(_read(bench, job_id, each.format, "manifest.json"))
         assert each.metrics is not None
