@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nupes_client.aio import AsyncClient
     from nupes_client.client import Client
-    from nupes_client.errors import ApiError, NupesError
+    from nupes_client.errors import ApiError, NupesError, WaitTimeoutError
 
-__all__ = ["ApiError", "AsyncClient", "Client", "NupesError"]
+__all__ = ["ApiError", "AsyncClient", "Client", "NupesError", "WaitTimeoutError"]
 
 _HOMES = {"AsyncClient": "nupes_client.aio", "Client": "nupes_client.client"}
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from nupes_client.schemas.models import Model
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+"""What hubs call a model: `org/name`."""
 
 
 def check_model(argument: str) -> None:
@@ -28,9 +30,7 @@ def check_model(argument: str) -> None:
     if path.exists():
         model_folder(path)
     elif not _is_registered(argument) and (_looks_like_path(argument) or not _HUB_ID.fullmatch(argument)):
-        raise LocalFileError(
-            f"{path}: no such file or folder", hint=f"Check the path; a model of the hub is meant by {argument}@main."
-        )
+        raise LocalFileError(f"{path}: no such file or folder", hint=_hint(argument))
 
 
 def resolve_model(client: Client, argument: str, advance: Callable[[int], None] | None = None) -> Model:
@@ -62,6 +62,11 @@ def _from_folder(client: Client, folder: Path, advance: Callable[[int], None] | 
     if left_out:
         output.note(f"not sent: {', '.join(path.name for path in left_out)}")
     return client.models.from_folder(folder, advance=advance)
+
+
+def _hint(argument: str) -> str:
+    of_the_hub = f"; a model of the hub is meant by {argument}@main" if _HUB_NAME.fullmatch(argument) else ""
+    return f"Check the path{of_the_hub}."
 
 
 def _is_registered(argument: str) -> bool:

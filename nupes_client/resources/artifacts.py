@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from os import PathLike
 from pathlib import Path, PurePosixPath
 
 import httpx
@@ -32,17 +33,17 @@ class Artifacts:
         """Yield the files a job left."""
         return every(self._transport, f"/v1/jobs/{job_id}/artifacts", Artifact)
 
-    def download_all(self, job_id: str, folder: Path, *, advance: Advance | None = None) -> Sequence[Path]:
+    def download_all(
+        self, job_id: str, folder: str | PathLike[str], *, advance: Advance | None = None
+    ) -> Sequence[Path]:
         """Download every file of a job to `folder/FORMAT/PATH`; files that are there already are kept.
 
         Raises: as `download`.
         """
-        artifacts = list(self.list(job_id))
-        return [
-            self.download(artifact, folder / _component(artifact.format), advance=advance) for artifact in artifacts
-        ]
+        artifacts, root = list(self.list(job_id)), Path(folder)
+        return [self.download(artifact, root / _component(artifact.format), advance=advance) for artifact in artifacts]
 
-    def download(self, artifact: Artifact, folder: Path, *, advance: Advance | None = None) -> Path:
+    def download(self, artifact: Artifact, folder: str | PathLike[str], *, advance: Advance | None = None) -> Path:
         """Download one file to `folder` and return its path. It appears under its name only when complete and checked.
 
         A broken transfer is resumed, also by a later call.
@@ -53,7 +54,7 @@ class Artifacts:
             ServiceUnreachableError: the transfer broke again and again.
             LocalFileError: it can not be written.
         """
-        target = safe_path(folder, artifact.path)
+        target = safe_path(Path(folder), artifact.path)
         if target.is_file() and target.stat().st_size == artifact.size and sha256_of(target) == artifact.sha256:
             if advance is not None:
                 advance(artifact.size)

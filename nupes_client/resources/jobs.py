@@ -36,15 +36,22 @@ class Jobs:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def create(self, body: JobCreate, *, idempotency_key: str | None = None) -> Job:
+    def create(self, body: JobCreate | Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
         """Submit a job.
 
         Without a key the wish itself is the key: the same body for the same model is the same job, however often a
         pipeline sends it. A job that failed or was cancelled does not stand in the way of another try.
 
+        Args:
+            body: what is wished for; a mapping, such as what a JSON file holds, is read as one.
+            idempotency_key: equal keys are the same job.
+
         Raises:
+            pydantic.ValidationError: the mapping is no such body.
             ApiError: the service refused.
         """
+        if not isinstance(body, JobCreate):
+            body = JobCreate.model_validate({**body})
         if idempotency_key is not None:
             return self._post(body, idempotency_key)
         job = self._post(body, natural_key(body))

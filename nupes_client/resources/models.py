@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from os import PathLike
 from pathlib import Path
 
 from nupes_client.files import Advance, model_folder, sha256_of
@@ -42,7 +43,9 @@ class Models:
         """Register a model put together from complete uploads."""
         return self._create(ModelCreate(source=UploadSource(type="upload", files=[*files]), name=name))
 
-    def from_folder(self, folder: Path, *, name: str | None = None, advance: Advance | None = None) -> Model:
+    def from_folder(
+        self, folder: str | PathLike[str], *, name: str | None = None, advance: Advance | None = None
+    ) -> Model:
         """Send a model folder file by file and register it; a folder sent before is found again, not sent again.
 
         Args:
@@ -54,6 +57,7 @@ class Models:
             LocalFileError: no model in there.
             ApiError: the service refused a file or the model.
         """
+        folder = Path(folder)
         files = model_folder(folder).files
         checksums = {file.name: sha256_of(file) for file in files}
         known = self._with_files(checksums)

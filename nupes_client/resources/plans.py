@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from nupes_client.schemas.jobs import JobCreate
 from nupes_client.schemas.plans import Plan
 from nupes_client.transport import Transport
@@ -13,7 +16,9 @@ class Plans:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def create(self, body: JobCreate) -> Plan:
-        """Ask what a job would do; changes nothing."""
+    def create(self, body: JobCreate | Mapping[str, Any]) -> Plan:
+        """Ask what a job would do; changes nothing. A mapping is read as such a body, as `Jobs.create` does."""
+        if not isinstance(body, JobCreate):
+            body = JobCreate.model_validate({**body})
         response = self._transport.request("POST", "/v1/plans", json=body.model_dump(mode="json"), repeatable=True)
         return Plan.model_validate_json(response.content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 
 from nupes_client.errors import ApiError, ChecksumError, NupesError, ServiceUnreachableError, missing_file
@@ -44,7 +45,7 @@ class Uploads:
         """Drop an upload."""
         self._transport.request("DELETE", f"/v1/uploads/{upload_id}")
 
-    def send(self, path: Path, *, sha256: str | None = None, advance: Advance | None = None) -> Upload:
+    def send(self, path: str | PathLike[str], *, sha256: str | None = None, advance: Advance | None = None) -> Upload:
         """Upload a file: hash it, announce it, and send what the service does not have yet, also from an earlier call.
 
         Args:
@@ -58,6 +59,7 @@ class Uploads:
             ServiceUnreachableError: the connection broke again and again; calling again goes on from there.
             ApiError: the service refused.
         """
+        path = Path(path)
         if not path.is_file():
             raise missing_file(path)
         sha256 = sha256 or sha256_of(path)

@@ -140,7 +140,14 @@ def test_a_mistyped_path_is_no_hub_id(
     (tmp_path / "models").mkdir()
     monkeypatch.chdir(tmp_path)
     assert run(["quantize", "models/typo"]) == 6
-    assert "no such file or folder" in capsys.readouterr().err
+    complaint = capsys.readouterr().err
+    assert "no such file or folder" in complaint
+    assert "models/typo@main" in complaint
+    for path in ("./typo", "../typo", "/typo", "models/deep/typo", "typo/"):
+        assert run(["quantize", path]) == 6
+        complaint = capsys.readouterr().err
+        assert "Check the path." in complaint
+        assert "@main" not in complaint
     assert run(["quantize", "models/typo@main"]) == 6
     assert "hub" in capsys.readouterr().err
 

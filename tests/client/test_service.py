@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from nupes_client.client import Client
 from nupes_client.errors import (
@@ -95,6 +96,15 @@ def test_a_folder_becomes_a_model_and_is_found_again_when_sent_twice(client: Cli
     assert [item.id for item in client.models.list()] == [first.id]
 
 
+def test_a_folder_may_be_named_by_a_string(client: Client, booklm: Path) -> None:
+    assert client.models.from_folder(str(booklm)).id == client.models.from_folder(booklm).id
+
+
+def test_a_file_may_be_named_by_a_string(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words")
+    assert client.uploads.send(str(tmp_path / "a.txt")).size == len("words")
+
+
 @pytest.mark.parametrize(("name", "words"), [("pytorch_model.bin", "pickle"), ("notes.txt", "no .safetensors")])
 def test_a_folder_without_safe_weights_is_refused_before_anything_is_sent(
     client: Client, tmp_path: Path, name: str, words: str
@@ -117,6 +127,13 @@ def test_the_same_wish_is_the_same_job(client: Client, model: Model) -> None:
     first = client.jobs.create(body(model))
     assert client.jobs.create(body(model)).id == first.id
     assert client.jobs.create(body(model, weights={"bits": 3})).id != first.id
+
+
+def test_a_mapping_is_the_wish_it_describes(client: Client, model: Model) -> None:
+    made = client.jobs.create({"model": {"id": model.id}, "weights": {"bits": 3}})
+    assert made.id == client.jobs.create(body(model, weights={"bits": 3})).id
+    with pytest.raises(ValidationError, match="bots"):
+        client.jobs.create({"model": {"id": model.id}, "weights": {"bots": 3}})
 
 
 def test_a_job_that_failed_does_not_stand_in_the_way_of_another_try(
