@@ -39,7 +39,7 @@ from app.uploads.protocol import TusMiddleware
 from app.uploads.tus_endpoints import creation as tus_creation
 from app.uploads.tus_endpoints import router as tus
 from app.usage.endpoints import router as usage
-from app.web import static_files
+from app.web import errors, static_files
 from app.web.pages import ROUTERS as _PAGES
 from app.webhooks.endpoints import router as webhooks
 from app.workers.endpoints import router as workers
@@ -74,6 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router)
     app.mount(static_files.PATH, static_files.Static(), name="static")
     handlers.install(app)
+    errors.install(app)
     methods.install(app, (*_ROUTERS, *_PAGES))
     openapi.install(app)
     return app

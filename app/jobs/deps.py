@@ -57,9 +57,14 @@ async def _filter(
     return JobFilter(status, model_id, _labels(request), created_after, created_before, verdict, name)
 
 
-async def _compared(
+async def compared(
     ids: Annotated[list[str], Query(description="2 to 8 job ids; repeat the parameter, or put commas between them.")],
 ) -> list[str]:
+    """Ids to compare.
+
+    Raises:
+        ValidationProblem: too few, too many, or one of them twice.
+    """
     wanted = [job_id for value in ids for job_id in value.split(",") if job_id]
     if not 2 <= len(set(wanted)) == len(wanted) <= MOST_COMPARED:
         raise ValidationProblem(
@@ -86,7 +91,7 @@ def _labels(request: Request) -> dict[str, str]:
 
 
 MOST_COMPARED = 8
-ComparedIds = Annotated[list[str], Depends(_compared)]
+ComparedIds = Annotated[list[str], Depends(compared)]
 Reader = Annotated[JobReader, Depends(_reader)]
 Wakes = Annotated[WakeUps, Depends(_wake_ups)]
 Watcher = Annotated[JobWatcher, Depends(_watcher)]

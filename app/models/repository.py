@@ -46,6 +46,12 @@ def add(session: Session, model: Model, files: Iterable[ModelFile]) -> None:
     session.flush()
 
 
+def names_of(session: Session, tenant_id: str, model_ids: Collection[str]) -> dict[str, str]:
+    """Names of those of these models that the tenant has, by id."""
+    query = select(Model.id, Model.name).where(Model.tenant_id == tenant_id, Model.id.in_(model_ids))
+    return {row.id: row.name for row in session.execute(query)}
+
+
 def files_of(session: Session, model_ids: Collection[str]) -> dict[str, list[ModelFile]]:
     """The files of several models, by path."""
     files: dict[str, list[ModelFile]] = defaultdict(list)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
@@ -25,6 +25,11 @@ def get(session: Session, tenant_id: str, model_id: str) -> ModelRow:
         NotFoundError: no such model in this tenant.
     """
     return _found(repository.get(session, tenant_id, model_id), model_id)
+
+
+def names(session: Session, tenant_id: str, model_ids: Collection[str]) -> dict[str, str]:
+    """Names of the tenant's models by id; ids of no model of its are left out."""
+    return repository.names_of(session, tenant_id, model_ids) if model_ids else {}
 
 
 def blueprint(session: Session, model_id: str) -> tuple[dict[str, Header], dict[str, Any]]:

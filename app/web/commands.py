@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nupes_client.schemas.jobs import JobCreate
+from nupes_core import __version__
 
 Words = Iterator[str]
 
@@ -25,7 +26,7 @@ class Commands:
 def commands(wish: JobCreate, url: str) -> Commands:
     """Write down how to ask for the same elsewhere; `url` is where the service is."""
     body = wish.model_dump(mode="json", exclude_defaults=True)
-    return Commands(_curl(body, url), _cli(wish), _action(wish, url))
+    return Commands(_curl(body, url), _cli(wish), _action(wish))
 
 
 def options(wish: JobCreate) -> list[str]:
@@ -48,12 +49,12 @@ def _cli(wish: JobCreate) -> str:
     return note + shlex.join(["nupes", "quantize", wish.model.id, *options(wish), "--wait"])
 
 
-def _action(wish: JobCreate, url: str) -> str:
+def _action(wish: JobCreate) -> str:
     """A step for GitHub Actions, with the action of this repository."""
     lines = [
-        "- uses: ./.github/nupes   # where action.yml of NUPES lies",
+        f"- uses: OWNER/nupes@v{__version__}  # where this repository is hosted",
         "  with:",
-        f"    url: {json.dumps(url)}",
+        "    url: ${{ vars.NUPES_URL }}",
         "    api-key: ${{ secrets.NUPES_API_KEY }}",
         f"    model: {json.dumps(wish.model.id)}",
         f'    bits: "{wish.weights.bits}"',

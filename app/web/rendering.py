@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse
 from app.core.clock import now
 from app.core.templates import strict_environment
 from app.reports.figures import figures, number
-from app.web import words
+from app.web import titles, words
 from app.web.navigation import current, entries
 from app.web.policy import HEADERS
 from app.web.static_files import HINT, missing_files
@@ -25,6 +25,11 @@ _PAGES.filters |= {
     "moment": words.moment,
     "isoformat": words.isoformat,
     "prose": words.prose,
+    "setting": words.setting,
+    "plain": words.plain,
+    "model_name": titles.model_name,
+    "wish": titles.wish,
+    "title_of": titles.title,
     "ago": lambda value: words.ago(value, now()),
 }
 _PAGES.globals |= {

@@ -9,11 +9,12 @@ from datetime import datetime
 from nupes_client.schemas.jobs import Job, JobEvent, JobPhase, JobStatus
 
 EVENT_TYPES = ("status", "phase")
+_ORDER = list(JobPhase)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A phase: `state` is `done now failed` or `ahead`; `seconds` None where it was not entered."""
+    """A phase: `state` is `done now failed skipped` or `ahead`; `seconds` None where it was not entered."""
 
     phase: JobPhase
     state: str
@@ -41,7 +42,7 @@ def _entered(events: Sequence[JobEvent]) -> list[tuple[JobPhase, datetime]]:
 
 def _state(job: Job, phase: JobPhase, spent: dict[JobPhase, float], last: JobPhase | None) -> str:
     if phase not in spent:
-        return "ahead"
+        return "skipped" if last and _ORDER.index(phase) < _ORDER.index(last) else "ahead"
     if phase is not last or job.status is JobStatus.SUCCEEDED:
         return "done"
     return "failed" if job.is_terminal else "now"

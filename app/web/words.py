@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -62,3 +64,21 @@ def isoformat(value: datetime) -> str:
 def prose(text: str) -> Markup:
     """A sentence of a docstring: what stands in backticks becomes code."""
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704  # nosec B704
+
+
+def setting(pointer: str) -> str:
+    """The path of a setting in words: `/weights/group_size` is "weights: group size"."""
+    return ": ".join(part.replace("_", " ") for part in pointer.strip("/").split("/"))
+
+
+def plain(value: Any) -> str:
+    """A value of JSON without its marks."""
+    if value is None or value in ([], {}):
+        return _NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.replace('_', ' ')}: {plain(inner)}" for name, inner in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(plain(inner) for inner in value)
+    return str(value)

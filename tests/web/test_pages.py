@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.app.jobrows import add_job
 from tests.web.conftest import Site, login_link, sign_in
 
 Open = Callable[..., Page]
@@ -86,11 +88,81 @@ def test_every_page_fits_a_narrow_screen(open_browser: Open, site: Site) -> None
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
 
 
+def test_no_list_of_jobs_is_wider_than_a_common_screen(open_browser: Open, site: Site) -> None:
+    page = open_browser(viewport={"width": 1280, "height": 800})
+    sign_in(page, site.sample.secret)
+    for path in ("/jobs", "/"):
+        page.goto(path)
+        for table in page.locator(".scroll:has(table.jobs)").all():
+            assert table.evaluate("(place) => place.scrollWidth <= place.clientWidth"), path
+
+
+def test_on_a_narrow_screen_rows_are_cards_and_links_a_menu_also_without_javascript(
+    open_browser: Open, site: Site
+) -> None:
+    page = open_browser(viewport={"width": 390, "height": 800}, java_script_enabled=False)
+    sign_in(page, site.sample.secret)
+    page.get_by_text("Menu", exact=True).click()
+    page.get_by_role("link", name="Jobs", exact=True).click()
+    page.wait_for_url("**/jobs")
+    list_ = page.locator(".scroll:has(table.jobs)")
+    assert list_.evaluate("(place) => place.scrollWidth <= place.clientWidth")
+    expect(page.locator(".stack tbody td[data-label=Gates]").first).to_be_in_viewport()
+
+
+def test_a_job_without_a_name_is_called_by_its_model_and_each_says_its_own(page: Page, site: Site) -> None:
+    made = add_job(site.database, site.sample.tenant_id, site.sample.model, spec={"weights": {"bits": 3}})
+    page.goto("/jobs")
+    expect(page.locator(f"#to-{made}")).to_have_text(re.compile(r"^\w[^_]* · 3 bit · nupes$"))
+    expect(page.locator(f"tr:has(#to-{site.sample.learnt})")).to_contain_text("3 bit, learnt · nupes")
+    page.goto(f"/jobs/{made}")
+    expect(page.get_by_role("heading", level=1)).to_have_text(re.compile(" · 3 bit · nupes$"))
+
+
+def test_a_wrong_address_is_a_page_for_browsers_and_a_problem_for_others(open_browser: Open, site: Site) -> None:
+    page = open_browser(java_script_enabled=False)
+    answer = page.request.get("/nosuchpage", headers={"Accept": "text/html"})
+    assert (answer.status, "To the overview" in answer.text()) == (404, True)
+    for path, accept in (("/nosuchpage", "application/json"), ("/v1/nosuchpage", "text/html")):
+        assert page.request.get(path, headers={"Accept": accept}).json()["code"] == "not_found"
+
+
+def test_comparing_nothing_asks_for_a_choice(open_browser: Open, site: Site) -> None:
+    page = open_browser(java_script_enabled=False)
+    sign_in(page, site.sample.secret)
+    answer = page.request.get("/jobs/compare", headers={"Accept": "text/html"})
+    assert answer.status == 422
+    assert answer.text().count("Choose 2 to 8 different jobs") == 1
+
+
+def test_a_comparison_warns_of_what_does_not_compare(page: Page, site: Site) -> None:
+    page.goto(f"/jobs/compare?ids={site.sample.succeeded},{site.sample.failed}")
+    expect(page.locator(".notice.warning")).to_have_text(re.compile("^1 of 2 jobs have no measure of quality"))
+    page.goto(f"/jobs/compare?ids={site.sample.succeeded},{site.sample.learnt}")
+    expect(page.locator(".notice.warning")).to_have_count(0)
+    expect(page.get_by_role("row", name="weights: bits 4 3")).to_be_visible()
+
+
+def test_a_job_without_a_model_says_so_at_the_field(page: Page, site: Site) -> None:
+    page.goto("/jobs/new")
+    page.get_by_label("Registered model").select_option("")
+    page.get_by_role("button", name="Make the job").click()
+    expect(page.locator("#model-problem")).to_have_text("Choose a model")
+
+
+def test_phases_that_a_job_left_out_are_not_ahead_of_it(page: Page, site: Site) -> None:
+    page.goto(f"/jobs/{site.sample.running}")
+    phases = page.locator("ol.phases li")
+    expect(phases.filter(has_text="fetching")).to_have_attribute("data-state", "skipped")
+    expect(phases.filter(has_text="fetching")).not_to_contain_text("ahead")
+    expect(phases.filter(has_text="packaging")).to_contain_text("ahead")
+
+
 def test_the_links_on_the_left_say_where_one_is(page: Page, site: Site) -> None:
     wanted = {"jobs": ("Jobs", "page"), "succeeded job": ("Jobs", "true"), "new job": ("New job", "page")}
     for name, (title, current) in wanted.items():
         page.goto(address(site, name))
-        links = page.locator("nav [aria-current]")
+        links = page.locator("nav [aria-current]:visible")
         expect(links).to_have_count(1)
         expect(links).to_have_text(title)
         expect(links).to_have_attribute("aria-current", current)

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from fastapi import Request
+from typing import Annotated
+
+from fastapi import Depends, Query, Request
 from starlette.responses import Response
 
 from app.artifacts.endpoints import list_job_artifacts
 from app.core.clock import now
 from app.core.deps import ReadSession
 from app.core.pagination import MAX_LIMIT, PageParams, PageQuery
+from app.core.problems import ValidationProblem
 from app.core.security import JobsRead
 from app.jobs import endpoints as jobs
 from app.jobs import repository, service
-from app.jobs.deps import ComparedIds, Filter
+from app.jobs.deps import MOST_COMPARED, Filter, compared
 from app.jobs.logs import TYPES as LOG_TYPES
 from app.jobs.logs import log_content
 from app.jobs.metrics import MIN_POINTS, read_metrics
 from app.jobs.views import event_view, job_view, layer_view
+from app.web.cautions import cautions
 from app.web.queries import without_cursor
 from app.web.rendering import page
 from app.web.routing import pages
 from app.web.timeline import EVENT_TYPES, stages
+from app.web.titles import names_of_models
 from nupes_client.schemas.jobs import JobStatus
 
+
+async def _chosen(ids: Annotated[list[str] | None, Query()] = None) -> list[str]:
+    try:
+        return await compared(ids or [])
+    except ValidationProblem as problem:
+        hint = "In the list of jobs, tick those to compare and press Compare."
+        wanted = f"Choose 2 to {MOST_COMPARED} different jobs"
+        raise ValidationProblem(wanted, code=problem.code, hint=hint) from problem
+
+
+Chosen = Annotated[list[str], Depends(_chosen)]
 router = pages()
 _LOG_LINES = 200
 _ALL_FILES = PageQuery(limit=MAX_LIMIT, after=None)
@@ -37,6 +53,7 @@ def show_jobs(request: Request, who: JobsRead, session: ReadSession, params: Pag
         request,
         "jobs.html",
         jobs=found,
+        names=names_of_models(session, who, found.data),
         narrow=narrow,
         statuses=list(JobStatus),
         first_label=first_label,
@@ -46,9 +63,18 @@ def show_jobs(request: Request, who: JobsRead, session: ReadSession, params: Pag
 
 
 @router.get("/jobs/compare")
-def show_comparison(request: Request, who: JobsRead, session: ReadSession, ids: ComparedIds) -> Response:
+def show_comparison(request: Request, who: JobsRead, session: ReadSession, ids: Chosen) -> Response:
     """Jobs side by side."""
-    return page(request, "compare.html", comparison=jobs.compare_jobs(who, session, ids))
+    comparison = jobs.compare_jobs(who, session, ids)
+    views = [job_view(service.get(session, who.tenant_id, job.id)) for job in comparison.jobs]
+    return page(
+        request,
+        "compare.html",
+        comparison=comparison,
+        jobs=views,
+        names=names_of_models(session, who, views),
+        cautions=cautions(views),
+    )
 
 
 @router.get("/jobs/{job_id}")
@@ -62,6 +88,7 @@ def show_job(job_id: str, request: Request, who: JobsRead, session: ReadSession)
         request,
         "job.html",
         job=job,
+        names=names_of_models(session, who, [job]),
         stages=stages(job, events, now()),
         log=log_content(log, "text", _LOG_LINES).decode(),
         log_bytes=len(log_content(log, "text", None)),

@@ -8,7 +8,7 @@ from starlette.responses import RedirectResponse, Response
 from app.audit import service as audit
 from app.core import sessions
 from app.core.deps import ReadSession, WriteSession
-from app.core.problems import ProblemError, ValidationProblem
+from app.core.problems import ProblemError, UnauthorizedError, ValidationProblem
 from app.core.ratelimit import RateGuard
 from app.core.security import Principal, open_session, peer_address
 from app.keys import links
@@ -37,7 +37,7 @@ async def login(request: Request, form: Form) -> Response:
             raise ValidationProblem("no key was entered", hint="`nupes up` prints one.")
         token = await open_session(request, secret)
     except ProblemError as problem:
-        response: Response = page(request, "login.html", problem.status, next=target, problem=problem)
+        response: Response = page(request, "login.html", problem.status, next=target, problem=_in_words(problem))
         response.headers.update(problem.headers)
         return response
     return _signed_in(request, target, token)
@@ -65,6 +65,13 @@ def use_login_link(request: Request, form: Form, session: WriteSession) -> Respo
     who = Principal(key.tenant_id, key.id, frozenset(key.scopes), address, request_id)
     audit.record(session, who, AuditAction.LOGIN_LINK_USED, link.id)
     return _signed_in(request, _HOME, sessions.SessionToken.issue(key.id, link.secret_hash, pepper))
+
+
+def _in_words(problem: ProblemError) -> ProblemError:
+    """What is wrong with a key, for who types it; a header is nothing to send from a form."""
+    if isinstance(problem, UnauthorizedError):
+        problem.hint = "Enter the whole key, from `nupes_` on. It may have been revoked, or its time may be over."
+    return problem
 
 
 def _refused(request: Request, problem: ProblemError) -> Response:

@@ -34,4 +34,4 @@ def show_model(model_id: str, request: Request, who: ModelsRead, session: ReadSe
     model = models.get_model(model_id, who, session)
     of_it = JobFilter(model_id=model_id)
     made = jobs.listing(session, who.tenant_id, of_it, _LAST_JOBS) if who.may("jobs:read") else None
-    return page(request, "model.html", model=model, made=made)
+    return page(request, "model.html", model=model, made=made, names={model.id: model.name})

@@ -14,6 +14,7 @@ from app.jobs.repository import JobFilter
 from app.usage import service as usage
 from app.web.rendering import page
 from app.web.routing import pages
+from app.web.titles import names_of_models
 from app.workers import endpoints as workers
 from nupes_client.schemas.jobs import TERMINAL_STATUSES, JobStatus
 
@@ -26,6 +27,8 @@ _SHOWN = PageQuery(limit=15, after=None)
 def show_overview(request: Request, who: JobsRead, session: ReadSession, settings: Settings_) -> Response:
     """The first page."""
     state = request.app.state
+    unfinished = jobs.listing(session, who.tenant_id, JobFilter(statuses=_UNFINISHED), _SHOWN)
+    ended = jobs.listing(session, who.tenant_id, JobFilter(statuses=tuple(TERMINAL_STATUSES)), _SHOWN)
     return page(
         request,
         "overview.html",
@@ -33,6 +36,7 @@ def show_overview(request: Request, who: JobsRead, session: ReadSession, setting
         queues=workers.list_queues(who, session).data,
         workers=workers.list_workers(who, session, settings).data,
         usage=usage.usage(session, settings, who.tenant_id, request.state.rate),
-        unfinished=jobs.listing(session, who.tenant_id, JobFilter(statuses=_UNFINISHED), _SHOWN),
-        ended=jobs.listing(session, who.tenant_id, JobFilter(statuses=tuple(TERMINAL_STATUSES)), _SHOWN),
+        unfinished=unfinished,
+        ended=ended,
+        names=names_of_models(session, who, [*unfinished.data, *ended.data]),
     )

@@ -8,7 +8,8 @@ const QUALITIES = [
   { title: "perplexity", of: (metrics) => metrics.quantized.perplexity },
   { title: "KL per token, nats", of: (metrics) => metrics.quantized.kl },
 ];
-const titleOf = (job) => job.name ?? job.id;
+// What the head of the table calls it.
+const titleOf = (job) => document.getElementById(`to-${job.id}`)?.textContent ?? job.id;
 
 main().catch(complain);
 

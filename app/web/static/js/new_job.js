@@ -15,6 +15,13 @@ const commands = document.getElementById("commands");
 let waiting = null;
 let asked = null;
 
+form.addEventListener("submit", (event) => {
+  if (document.getElementById("model-id").value) return;
+  event.preventDefault();
+  event.stopPropagation(); // nothing to send yet
+  showErrors(form, [{ pointer: "/model/id", message: "Choose a model" }]);
+  document.getElementById("model-id").focus();
+});
 form.addEventListener("input", soon);
 form.addEventListener("change", (event) => {
   const group = event.target.closest("fieldset[data-object]");
