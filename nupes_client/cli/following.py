@@ -11,6 +11,7 @@ from nupes_client.cli.exits import ExitCode, code_of, leave
 from nupes_client.cli.output import write_file
 from nupes_client.cli.progress import job_progress, transfer
 from nupes_client.cli.summary import append_step_summary, show
+from nupes_client.errors import WaitTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,10 +35,13 @@ def follow(client: Client, job: Job, *, timeout_s: float | None, keep: Keepsakes
     """Wait for a job, fetch what is wanted of it, report, and leave with the exit code it stands for.
 
     Raises:
-        NupesExit: the job did not simply succeed.
-        WaitTimeoutError: it had not ended in time.
+        NupesExit: the job did not simply succeed, or had not ended in time.
     """
-    job = _wait(client, job, timeout_s)
+    try:
+        job = _wait(client, job, timeout_s)
+    except WaitTimeoutError as error:
+        _say_unfinished(client.jobs.get(job.id), error, as_json=as_json)
+        leave(ExitCode.WAIT_TIMEOUT)
     files: Sequence[Path] = ()
     if keep.junit is not None:
         write_file(keep.junit, client.jobs.report(job.id, "junit"))
@@ -63,6 +67,14 @@ def fetch(client: Client, job_id: str, folder: Path) -> Sequence[Path]:
 def with_files(job: Job, files: Sequence[Path]) -> dict[str, Any]:
     """The job as JSON, with the files that were downloaded."""
     return {**job.model_dump(mode="json"), "downloaded": [str(path) for path in files]}
+
+
+def _say_unfinished(job: Job, error: WaitTimeoutError, *, as_json: bool) -> None:
+    """Report a job that was not waited for any longer, as it stands."""
+    append_step_summary(job, None)
+    output.complain(str(error), error.hint)
+    if as_json:
+        output.print_json(with_files(job, ()))
 
 
 def _wait(client: Client, job: Job, timeout_s: float | None) -> Job:

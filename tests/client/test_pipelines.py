@@ -90,7 +90,7 @@ def test_the_action_ends_as_the_gates_do_and_leaves_outputs_report_and_summary(
 ) -> None:
     inputs = {"url": service.url, "api-key": key, "model": str(booklm), "gates": "max_bytes=1\n", "bits": "3"}
     with a_worker(service, client, gate_passed=passed):
-        returned, outputs, said = act(tmp_path, {**inputs, "options": "--group-size=32\n--name=from a pipeline"})
+        returned, outputs, said = act(tmp_path, {**inputs, "options": "--group-size 32\n'--name=from a pipeline'"})
     assert returned == code, said
     (job,) = client.jobs.list()
     assert outputs == {"job-id": job.id, "status": "succeeded", "verdict": verdict, "bytes-after": "300000"}
@@ -98,6 +98,19 @@ def test_the_action_ends_as_the_gates_do_and_leaves_outputs_report_and_summary(
     cases = ElementTree.parse(tmp_path / "nupes-report.xml").getroot().iter("testcase")
     assert "max_bytes" in [case.get("name") for case in cases]
     assert "### NUPES" in (tmp_path / "summary.md").read_text()
+
+
+def test_a_key_of_the_scopes_that_the_action_names_is_enough_and_a_timeout_still_names_the_job(
+    service: RunningService, client: Client, booklm: Path, tmp_path: Path
+) -> None:
+    scopes = re.findall(r"--scope (\S+)", ACTION["inputs"]["api-key"]["description"])
+    key = client.keys.create("pipeline", scopes).secret
+    inputs = {"url": service.url, "api-key": key, "model": str(booklm), "timeout": "1"}
+    returned, outputs, said = act(tmp_path, inputs)
+    (job,) = client.jobs.list()
+    assert returned == 5, said
+    assert outputs == {"job-id": job.id, "status": "queued", "verdict": "", "bytes-after": ""}
+    assert job.id in (tmp_path / "summary.md").read_text()
 
 
 def test_what_an_input_says_is_never_run(service: RunningService, key: str, tmp_path: Path) -> None:
