@@ -51,6 +51,7 @@ def show_new_job(
         presets=PRESETS,
         source=source,
         may_send=who.may("models:write"),
+        hub=request.app.state.settings.hub,
     )
 
 
