@@ -24,8 +24,8 @@ from speed_datafree import speed_table, speeds
 from verdicts import Goal, as_dicts, verdict_table, verdicts
 
 from nupes_core import ExponentConfig, WeightConfig
+from nupes_core.quantizer.weight import quantize_weight
 from nupes_core.storage import resolve_format
-from nupes_core.weight import quantize_weight
 
 GOAL = Goal(ours=("nupes", "default"), peers=("peer",), change=lambda bits: -0.2)
 

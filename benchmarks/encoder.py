@@ -35,7 +35,7 @@ from transformers import AutoModel, AutoTokenizer
 from nupes_core import ActivationConfig, LayerOverride, LayerSelection, QuantizationConfig, WeightConfig, load, quantize
 from nupes_core.config import CalibrationConfig, TrainingConfig
 from nupes_core.layers import dequantize_modules
-from nupes_core.sizes import model_bits_per_weight
+from nupes_core.quantizer.sizes import model_bits_per_weight
 
 BATCH = 64
 GOAL = 0.815

@@ -26,9 +26,9 @@ from measuring import Bench, Row, row_table, subjects
 
 from nupes_core import ExponentConfig, QuantizationConfig, WeightConfig
 from nupes_core.formats import get_format
-from nupes_core.ggmltypes import TYPES, GgmlType, type_of
+from nupes_core.gguf.blocktypes import TYPES, GgmlType, type_of
+from nupes_core.quantizer.weight import quantize_weight
 from nupes_core.selection import MatrixView
-from nupes_core.weight import quantize_weight
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 TOKENS = 8192

@@ -28,7 +28,7 @@ from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
 from nupes_core import LayerOverride, LayerSelection, QuantizationConfig, WeightConfig, load, quantize
-from nupes_core.onnxexport import export
+from nupes_core.onnx.export import export
 
 TEXT = Path(__file__).parents[1] / "examples" / "text" / "lamplighter.txt"
 SENTENCES = 64

@@ -33,7 +33,7 @@ from nupes_core import QuantizationConfig, WeightConfig, load, quantize
 from nupes_core.config import LayerOverride, LayerSelection, TrainingConfig
 from nupes_core.errors import InvalidConfigError
 from nupes_core.layers import dequantize_modules
-from nupes_core.sizes import model_bits_per_weight
+from nupes_core.quantizer.sizes import model_bits_per_weight
 
 GROUP = 64
 QUICK_STEPS, THOROUGH_STEPS = 40, 128

@@ -12,7 +12,7 @@ import torch
 from peers import PEERS
 
 from nupes_core import ExponentConfig, WeightConfig
-from nupes_core.weight import quantize_weight
+from nupes_core.quantizer.weight import quantize_weight
 
 SHAPE = (2048, 4096)
 

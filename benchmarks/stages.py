@@ -22,7 +22,7 @@ from memory import high_water_bytes
 from safetensors.torch import load_file
 
 from nupes_core import QuantizationConfig, quantize
-from nupes_core.weight import quantize_weight
+from nupes_core.quantizer.weight import quantize_weight
 
 STAGES = {
     "nupes_core.pipeline": {"read_samples": "samples"},

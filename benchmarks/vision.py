@@ -32,8 +32,8 @@ from nupes_core import QuantizationConfig, WeightConfig, quantize_model
 from nupes_core.activations import ActivationQuantizer, token_dims
 from nupes_core.batchnorm import fold_batch_norms
 from nupes_core.config import PER_CHANNEL, ActivationConfig, ExponentConfig, TrainingConfig
+from nupes_core.data.samples import Samples
 from nupes_core.report import Metric
-from nupes_core.samples import Samples
 
 CALIBRATION, LEARNING, UNSEEN = 512, 1024, 512
 """Training images that ranges and biases are found on, that weights are learnt on, and that no method sees."""

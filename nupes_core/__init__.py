@@ -6,7 +6,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nupes_core.calibration import CalibrationFile
     from nupes_core.config import (
         ActivationConfig,
         CalibrationConfig,
@@ -17,19 +16,20 @@ if TYPE_CHECKING:
         TrainingConfig,
         WeightConfig,
     )
+    from nupes_core.data.calibration import CalibrationFile
+    from nupes_core.data.samples import Samples
     from nupes_core.evaluation import Evaluation, evaluate
     from nupes_core.loading import load
     from nupes_core.module import quantize_model
     from nupes_core.pipeline import quantize, quantize_shard
     from nupes_core.report import LayerReport, Metric, Progress, Report
-    from nupes_core.samples import Samples
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
     "ActivationConfig": "config",
     "CalibrationConfig": "config",
-    "CalibrationFile": "calibration",
+    "CalibrationFile": "data.calibration",
     "Evaluation": "evaluation",
     "ExponentConfig": "config",
     "LayerOverride": "config",
@@ -39,7 +39,7 @@ _EXPORTS = {
     "Progress": "report",
     "QuantizationConfig": "config",
     "Report": "report",
-    "Samples": "samples",
+    "Samples": "data.samples",
     "TrainingConfig": "config",
     "WeightConfig": "config",
     "evaluate": "evaluation",

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     config, data = quantization_config(arguments), calibration_source(arguments)
-    from nupes_core.calibration import CalibrationFile
+    from nupes_core.data.calibration import CalibrationFile
     from nupes_core.pipeline import quantize
 
     if config.needs_calibration:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from nupes_core.data.samples import Samples
 from nupes_core.inference import output_tensors, run_samples
-from nupes_core.samples import Samples
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

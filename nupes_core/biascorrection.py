@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
+from nupes_core.data.samples import Samples
 from nupes_core.inference import output_tensors, run_samples
-from nupes_core.samples import Samples
 
 
 @dataclass(frozen=True)

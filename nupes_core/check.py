@@ -18,13 +18,13 @@ from nupes_core.artifact import QUANT_METHOD, StoredWeight, quant_method, stored
 from nupes_core.card import SUMS_NAME
 from nupes_core.errors import LoadCheckError, UnsafeFileError, UnsupportedArchitectureError
 from nupes_core.formats.onnx import holds_onnx
-from nupes_core.ggufmodel import decoded_gguf, holds_gguf
+from nupes_core.gguf.model import decoded_gguf, holds_gguf
 from nupes_core.layers import QuantizedLayer, decode_stored, decode_weights
 from nupes_core.loading import load
 from nupes_core.manifest import hash_file, read_manifest
 from nupes_core.modelfolder import ModelFolder, open_folder, tensor_owners
 from nupes_core.probe import Probe, probe
-from nupes_core.quality import weight_error
+from nupes_core.quantizer.quality import weight_error
 from nupes_core.selection import module_name
 
 _Decoded = Iterator[tuple[str, str, torch.Tensor]]
@@ -140,7 +140,7 @@ def _without_use(path: Path) -> set[str]:
     """Return what was quantized and is no part of a graph, such as heads that the model of the folder has not."""
     if not holds_onnx(path):
         return set()
-    from nupes_core.onnxmodel import unused_onnx
+    from nupes_core.onnx.model import unused_onnx
 
     return set(map(module_name, unused_onnx(path)))
 
@@ -167,7 +167,7 @@ def _decoded_gguf(path: Path, layers: Mapping[str, Any]) -> _Decoded:
 
 
 def _decoded_onnx(path: Path, layers: Mapping[str, Any]) -> _Decoded:
-    from nupes_core.onnxmodel import decoded_onnx
+    from nupes_core.onnx.model import decoded_onnx
 
     for tensor, weight in decoded_onnx(path):
         yield module_name(tensor), tensor, weight

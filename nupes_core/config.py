@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from nupes_core.errors import InvalidConfigError
-from nupes_core.ggmltypes import LAYOUTS as GGML_LAYOUTS
-from nupes_core.ggmltypes import SUPERBLOCKS
+from nupes_core.gguf.blocktypes import LAYOUTS as GGML_LAYOUTS
+from nupes_core.gguf.blocktypes import SUPERBLOCKS
 from nupes_core.patterns import check_pattern
 
 Layout = Literal["auto", "signed", "midrise", "paper"]

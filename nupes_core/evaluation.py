@@ -16,9 +16,9 @@ from nupes_core.errors import EvaluationError
 from nupes_core.inference import device_of
 from nupes_core.layers import decode_weights
 from nupes_core.loading import load
+from nupes_core.quantizer.sizes import model_bits_per_weight
 from nupes_core.report import Progress, ProgressCallback
 from nupes_core.sampling import encode_text, sample_tokens
-from nupes_core.sizes import model_bits_per_weight
 
 PROTOCOL = "nupes-eval-1"
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from nupes_core.samples import Samples
+from nupes_core.data.samples import Samples
 
 BATCH = 32
 """Samples that are run at once."""

@@ -15,8 +15,8 @@ from nupes_core.activations import ActivationQuantizer
 from nupes_core.artifact import StoredWeight
 from nupes_core.checkpoint import TORCH_DTYPES
 from nupes_core.errors import UnsafeFileError
+from nupes_core.quantizer.weight import QuantizedWeight
 from nupes_core.storage import WeightFormat, tensor_specs
-from nupes_core.weight import QuantizedWeight
 
 
 class QuantizedLayer(nn.Module, ABC):

@@ -12,7 +12,7 @@ from nupes_core import packedlayers
 from nupes_core.artifact import QUANT_METHOD, quant_method
 from nupes_core.errors import LoadCheckError, UnsafeFileError, UnsupportedArchitectureError
 from nupes_core.formats.onnx import holds_onnx
-from nupes_core.ggufmodel import holds_gguf, load_gguf
+from nupes_core.gguf.model import holds_gguf, load_gguf
 from nupes_core.modelfolder import ModelFolder, open_folder
 from nupes_core.skeleton import build_config
 
@@ -42,7 +42,7 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.de
     if holds_gguf(Path(path)):
         return load_gguf(Path(path), dtype).to(device or "cpu")
     if holds_onnx(Path(path)):
-        from nupes_core.onnxmodel import load_onnx
+        from nupes_core.onnx.model import load_onnx
 
         return load_onnx(Path(path))
     folder = open_folder(path)

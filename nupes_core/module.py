@@ -16,22 +16,22 @@ from nupes_core.batchnorm import fold_batch_norms
 from nupes_core.biascorrection import Reference, correct_biases, observe_means
 from nupes_core.checkpoint import SAFETENSORS_DTYPES
 from nupes_core.config import ActivationConfig, LayerOverride, QuantizationConfig, WeightConfig
+from nupes_core.data.samples import Samples
 from nupes_core.datadriven.driver import LayerSettings, Reporting
 from nupes_core.datadriven.inmemory import TrainedLayer, train_module
 from nupes_core.datadriven.layer import matrix_of
 from nupes_core.errors import CalibrationError, InvalidConfigError, NoQuantizableLayersError, naming
-from nupes_core.globalexponent import Matrix, global_exponent
 from nupes_core.header import TensorInfo
-from nupes_core.histogram import weight_histogram
 from nupes_core.inference import output_tensors, run_samples
 from nupes_core.layers import REPLACEMENTS
-from nupes_core.quality import weight_error
+from nupes_core.quantizer.globalexponent import Matrix, global_exponent
+from nupes_core.quantizer.histogram import weight_histogram
+from nupes_core.quantizer.quality import weight_error
+from nupes_core.quantizer.weight import QuantizedWeight, quantize_weight
 from nupes_core.report import LayerReport, MetricCallback, Progress, ProgressCallback, Report
-from nupes_core.samples import Samples
 from nupes_core.selection import ModelFacts, layer_config, matrix_view, module_name
 from nupes_core.smoothing import smooth_block
 from nupes_core.storage import resolve_format, weight_nbytes
-from nupes_core.weight import QuantizedWeight, quantize_weight
 
 EDGE_BITS = 8
 """Bits of the first and the last layer of convolution nets (method §4): small, and more sensitive than the others."""

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nupes_core.calibration import CalibrationSource, read_samples
 from nupes_core.config import QuantizationConfig
+from nupes_core.data.calibration import CalibrationSource, read_samples
 from nupes_core.errors import InvalidConfigError, NoQuantizableLayersError
 from nupes_core.inputhashes import ByteCounter, hash_inputs
 from nupes_core.modelfolder import open_folder

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nupes_core.config import QuantizationConfig
-from nupes_core.datacost import DataCost, data_cost
+from nupes_core.data.cost import DataCost, data_cost
 from nupes_core.errors import InvalidConfigError
 from nupes_core.evaluationcost import evaluation_bytes
 from nupes_core.formats import Format, format_groups

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nupes_core.config import QuantizationConfig, WeightConfig
 from nupes_core.errors import InvalidConfigError
-from nupes_core.ggmltypes import LAYOUTS as GGML_LAYOUTS
+from nupes_core.gguf.blocktypes import LAYOUTS as GGML_LAYOUTS
 from nupes_core.header import TensorInfo
 from nupes_core.selection import MatrixView, ModelFacts
 from nupes_core.storage import WeightFormat, weight_nbytes
@@ -16,7 +16,7 @@ from nupes_core.storage import WeightFormat, weight_nbytes
 if TYPE_CHECKING:
     import torch
 
-    from nupes_core.weight import QuantizedWeight
+    from nupes_core.quantizer.weight import QuantizedWeight
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,8 @@ class LayerReport:
         bytes_before, bytes_after: serialized bytes, side information included.
         codes_moved: share of the codes that data-driven training moved away from where they started, 0 to 1.
         activation_bits: of the layer's inputs; None where they stay float.
-        histogram: counts of weights over their group's scale in even bins over [-1, 1]; see `nupes_core.histogram`.
+        histogram: counts of weights over their group's scale in even bins over [-1, 1];
+            see `nupes_core.quantizer.histogram`.
         skipped_reason: why the tensor was left alone, else None; the figures above are then None.
     """
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from nupes_core.checkpoint import ShardWriter, tensor_bytes
+from nupes_core.data.samples import Samples
 from nupes_core.datadriven.driver import Reporting
 from nupes_core.datadriven.folder import Calibrated, calibrate
 from nupes_core.diskfile import place_file, write_file
 from nupes_core.formats import Format, get_format
-from nupes_core.globalexponent import Matrix, global_exponent
 from nupes_core.header import Header
 from nupes_core.inputhashes import ByteCounter
 from nupes_core.layerreports import quantized_layer, skipped_layer
@@ -23,8 +23,8 @@ from nupes_core.manifest import write_manifest
 from nupes_core.modelfolder import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, ModelFolder, carried_bytes
 from nupes_core.plan import Plan, shard_layout
 from nupes_core.planned import PlannedTensor
+from nupes_core.quantizer.globalexponent import Matrix, global_exponent
 from nupes_core.report import FormatFigures, LayerReport, MetricCallback, Progress, ProgressCallback, Report, Share
-from nupes_core.samples import Samples
 from nupes_core.sharded import FinishedShard
 from nupes_core.sources import Checkpoint
 from nupes_core.tensorwork import TensorWork, check_finite, read_matrix
@@ -261,13 +261,13 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 def _pack_gguf(folder: Path, tensors: tuple[PlannedTensor, ...]) -> None:
-    from nupes_core.ggufcontainer import pack
+    from nupes_core.gguf.container import pack
 
     pack(folder, tensors)
 
 
 def _pack_onnx(folder: Path, tensors: tuple[PlannedTensor, ...]) -> dict[str, Any] | None:
-    from nupes_core.onnxcontainer import pack
+    from nupes_core.onnx.container import pack
 
     outputs = pack(folder, tensors)
     return None if outputs is None else outputs.to_dict()

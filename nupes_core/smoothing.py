@@ -19,8 +19,8 @@ from torch.nn import functional
 from nupes_core.activations import ActivationObserver, dynamic_quantizer
 from nupes_core.config import ActivationConfig, ExponentConfig, QuantizationConfig, WeightConfig
 from nupes_core.datadriven.layer import matrix_of, weight_of
+from nupes_core.quantizer.weight import quantize_weight
 from nupes_core.selection import layer_config
-from nupes_core.weight import quantize_weight
 
 ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)
 """Shares of the range of a channel that are moved into the weights."""

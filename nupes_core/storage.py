@@ -8,7 +8,7 @@ from typing import Any
 
 from nupes_core.config import PER_CHANNEL, WeightConfig
 from nupes_core.errors import InvalidConfigError
-from nupes_core.ggmltypes import SUPERBLOCK, SUPERBLOCKS
+from nupes_core.gguf.blocktypes import SUPERBLOCK, SUPERBLOCKS
 
 DTYPE_BYTES = {"U8": 1, "I16": 2}
 
@@ -34,8 +34,8 @@ class WeightFormat:
         rows, cols: shape of the matrix; a group never crosses a row.
         bits: code width.
         group_size: weights that share a scale; the last group of a row is shorter when it does not divide `cols`.
-        layout: `signed`, `midrise`, `paper` or `IQ4_NL` (`nupes_core.grid`), or a type of super-blocks
-            (`nupes_core.ggmltypes`), which says nothing by the attributes below.
+        layout: `signed`, `midrise`, `paper` or `IQ4_NL` (`nupes_core.quantizer.grid`), or a type of super-blocks
+            (`nupes_core.gguf.blocktypes`), which says nothing by the attributes below.
         word_bits: side information of a group: exponent choice, log2 scale and, in the signed layout, its sign.
         candidates: exponents that each group chooses among: 1 or 4.
         block_rows: consecutive rows that share a base scale and the exponents; 1 on wide matrices.
@@ -113,8 +113,9 @@ def tensor_specs(fmt: WeightFormat) -> dict[str, TensorSpec]:
     """Return suffix -> (shape, safetensors dtype) of every stored tensor.
 
     `codes` [⌈rows·cols·bits/8⌉] and `scales` [⌈rows·groups·word_bits/8⌉] are little-endian bit streams in row-major
-    order (`nupes_core.packing`); `bases` [blocks] holds 128·log2 of the largest scale of a block of rows; `exponents`
-    [blocks, candidates] holds (a − 0.3)·200. Everything is per row or block of rows, so rows can be concatenated.
+    order (`nupes_core.quantizer.packing`); `bases` [blocks] holds 128·log2 of the largest scale of a block of rows;
+    `exponents` [blocks, candidates] holds (a − 0.3)·200. Everything is per row or
+    block of rows, so rows can be concatenated.
     A layout of super-blocks has one tensor: `blocks` [rows, bytes], as llama.cpp reads them.
     """
     if kind := SUPERBLOCKS.get(fmt.layout):

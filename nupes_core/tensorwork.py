@@ -11,14 +11,14 @@ from nupes_core.activations import dynamic_quantizer
 from nupes_core.checkpoint import as_tensor
 from nupes_core.datadriven.blockresult import CommittedLayer
 from nupes_core.errors import NumericsError, naming
-from nupes_core.histogram import weight_histogram
 from nupes_core.planned import Coding, PlannedTensor
-from nupes_core.quality import WeightError, weight_error
+from nupes_core.quantizer.histogram import weight_histogram
+from nupes_core.quantizer.quality import WeightError, weight_error
+from nupes_core.quantizer.weight import QuantizedWeight, quantize_weight, to_superblocks
 from nupes_core.recipe import Recipe
 from nupes_core.selection import FLOAT_DTYPES
 from nupes_core.sources import Checkpoint
 from nupes_core.storage import resolve_format
-from nupes_core.weight import QuantizedWeight, quantize_weight, to_superblocks
 from nupes_core.workfolder import WorkFolder, commit_key
 
 _LEARNT = ("weight", "bias")
@@ -29,7 +29,7 @@ _HINT = "The checkpoint is damaged or was saved after a diverged training; there
 class QuantizedMatrix:
     """One matrix done: stored form, decoded [rows, cols] in the original dtype, and the loss between them.
 
-    `histogram` is what `nupes_core.histogram` counts of the original, smoothed where that was done.
+    `histogram` is what `nupes_core.quantizer.histogram` counts of the original, smoothed where that was done.
     `inputs` is what is stored of the quantizer of the layer's input, empty where that stays float; `moved` the share of
     codes that training changed, None without training.
     """

@@ -15,8 +15,8 @@ from nupes_core.codeversion import code_version
 from nupes_core.config import WeightConfig
 from nupes_core.errors import UnsafeFileError
 from nupes_core.header import TensorSpec, build_header
+from nupes_core.quantizer.weight import QuantizedWeight
 from nupes_core.storage import WeightFormat, tensor_specs
-from nupes_core.weight import QuantizedWeight
 
 
 class WorkFolder:

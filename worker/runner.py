@@ -125,7 +125,7 @@ def _data(folder: JobFolder, orders: Mapping[str, Any], curves: Curves) -> dict[
     wish = orders["calibration"]
     if wish is None:
         return {}
-    from nupes_core.calibration import CalibrationFile
+    from nupes_core.data.calibration import CalibrationFile
 
     file = None if wish["kind"] == "sampled" else CalibrationFile(folder.calibration, wish["column"])
     return {"calibration": file, "on_metric": curves.add}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from nupes_core.grid import levels
+from nupes_core.quantizer.grid import levels
 
 WIDTH, LEFT, RIGHT = 720, 150, 20
 

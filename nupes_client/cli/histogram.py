@@ -36,7 +36,7 @@ _BASES: dict[str, Callable[[int], list[float]]] = {
 
 
 def levels(layout: str, bits: int, exponent: float) -> list[float]:
-    """Levels of a grid as `nupes_core/grid.py` has them, ascending, none twice, the largest of magnitude 1."""
+    """Levels of a grid as `nupes_core.quantizer.grid` has them: ascending, none twice, the largest of size 1."""
     bases = _BASES[layout](1 << (bits - 1))
     return [(1 if base > 0 else -1) * abs(base) ** (1 / exponent) for base in bases]
 

@@ -10,7 +10,7 @@ import torch
 from nupes_core.activations.grid import CodeGrid
 from nupes_core.activations.quantizer import POWER_EXPONENT, ActivationQuantizer, Kind
 from nupes_core.config import ActivationConfig
-from nupes_core.grid import exponent_code, exponent_value
+from nupes_core.quantizer.grid import exponent_code, exponent_value
 
 PERCENTILE = 0.9999
 """Share of the inputs within each end of a range, with range `percentile`."""

@@ -12,7 +12,7 @@ from torch import nn
 from nupes_core.activations.grid import TINY, CodeGrid, token_range
 from nupes_core.config import ActivationConfig
 from nupes_core.errors import UnsafeFileError
-from nupes_core.grid import EXPONENT_STEP, MAX_EXPONENT_CODE, MIN_EXPONENT, exponent_code, exponent_value
+from nupes_core.quantizer.grid import EXPONENT_STEP, MAX_EXPONENT_CODE, MIN_EXPONENT, exponent_code, exponent_value
 from nupes_core.storage import INPUT_CODES
 
 Kind = Literal["unsigned", "signed", "offset"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from nupes_core.checkpoint import ShardReader
+from nupes_core.quantizer.weight import QuantizedWeight
 from nupes_core.storage import WeightFormat, tensor_specs
-from nupes_core.weight import QuantizedWeight
 
 _WEIGHT, _INPUT, _NORM, _SCALE, _MOVED, _CURVE = "weight", "input", "norm", "columns", "moved", "curve"
 

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from nupes_core.data.samples import Samples
 from nupes_core.datadriven.feed import Call, Feed, first_samples, first_tensor
 from nupes_core.errors import NupesError, UnsupportedArchitectureError
-from nupes_core.samples import Samples
 
 TRACE_BATCH = 8
 """Samples of one pass through the shims."""

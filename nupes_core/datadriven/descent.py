@@ -13,8 +13,8 @@ import torch
 
 from nupes_core.datadriven.feedback import BLOCK_COLUMNS, DAMPING, Compensated
 from nupes_core.datadriven.latent import Coded
-from nupes_core.grid import level_lookup
-from nupes_core.scales import index_scales
+from nupes_core.quantizer.grid import level_lookup
+from nupes_core.quantizer.scales import index_scales
 
 PASSES = 2
 """Rounds over all columns; many more bring 2 % of the error of the block."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from nupes_core.datadriven.latent import Coded
-from nupes_core.grid import level_lookup
-from nupes_core.scales import index_scales
-from nupes_core.search import engine
+from nupes_core.quantizer.grid import level_lookup
+from nupes_core.quantizer.scales import index_scales
+from nupes_core.quantizer.search import engine
 
 DAMPING = 0.01
 """Share of the mean of the diagonal that is added to it, as in GPTQ."""

@@ -11,6 +11,7 @@ import torch
 
 from nupes_core.checkpoint import TORCH_DTYPES, tensor_bytes
 from nupes_core.config import QuantizationConfig
+from nupes_core.data.samples import Samples
 from nupes_core.datadriven.blockresult import BlockResult, CommittedLayer
 from nupes_core.datadriven.blocksource import BlockSource, open_blocks
 from nupes_core.datadriven.chain import Chain, trace_chain
@@ -22,7 +23,6 @@ from nupes_core.errors import UnsupportedArchitectureError
 from nupes_core.layers import REPLACEMENTS
 from nupes_core.modelfolder import ModelFolder
 from nupes_core.planned import PlannedTensor
-from nupes_core.samples import Samples
 from nupes_core.sources import Checkpoint
 from nupes_core.workfolder import WorkFolder
 

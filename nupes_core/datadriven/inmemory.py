@@ -12,11 +12,11 @@ from torch import nn
 
 from nupes_core.activations import ActivationQuantizer
 from nupes_core.config import QuantizationConfig
+from nupes_core.data.samples import Samples
 from nupes_core.datadriven.driver import Driver, LayerSettings, Reporting
 from nupes_core.datadriven.units import find_units
 from nupes_core.datadriven.walk import GraphWalk
-from nupes_core.samples import Samples
-from nupes_core.weight import QuantizedWeight
+from nupes_core.quantizer.weight import QuantizedWeight
 from nupes_core.workfolder import WorkFolder
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from nupes_core.grid import EXPONENT_STEP, MIN_EXPONENT, exponent_code, level_lookup
-from nupes_core.scales import BASE_UNITS, index_scales, split_words
-from nupes_core.search import engine
+from nupes_core.quantizer.grid import EXPONENT_STEP, MIN_EXPONENT, exponent_code, level_lookup
+from nupes_core.quantizer.scales import BASE_UNITS, index_scales, split_words
+from nupes_core.quantizer.search import engine
+from nupes_core.quantizer.weight import QuantizedWeight
 from nupes_core.storage import WeightFormat, tensor_specs
-from nupes_core.weight import QuantizedWeight
 
 EXPONENT_BOX = (exponent_code(0.3), exponent_code(1.5))
 

@@ -21,7 +21,7 @@ from nupes_core.datadriven.statistics import SecondMoments
 from nupes_core.datadriven.units import Unit
 from nupes_core.errors import NumericsError
 from nupes_core.inference import output_tensors
-from nupes_core.weight import QuantizedWeight
+from nupes_core.quantizer.weight import QuantizedWeight
 
 SCALE_RATE = 10.0
 """Learning rate of log2 scale indices, in units of that of the codes."""

@@ -14,7 +14,7 @@ from nupes_core.datadriven.feedback import Compensated, feed_back, inverse_facto
 from nupes_core.datadriven.latent import Coded, LatentWeight
 from nupes_core.datadriven.units import Unit
 from nupes_core.errors import naming
-from nupes_core.weight import quantize_weight
+from nupes_core.quantizer.weight import quantize_weight
 
 Latents = dict[str, LatentWeight]
 """By layer path within the block."""

@@ -14,12 +14,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from nupes_core.activations import ActivationQuantizer
+from nupes_core.data.samples import Samples
 from nupes_core.datadriven.blocksource import BlockSource
 from nupes_core.datadriven.chain import Chain
 from nupes_core.datadriven.feed import Call, Feed, first_samples
 from nupes_core.datadriven.quantizeunit import output_tensor, quantized_inputs
 from nupes_core.datadriven.units import Unit
-from nupes_core.samples import Samples
 
 RUN_BATCH = 8
 """Samples that run through a block at once."""

@@ -14,7 +14,7 @@ from nupes_core.recipe import AS_ASKED, Recipe
 if TYPE_CHECKING:
     import torch
 
-    from nupes_core.weight import QuantizedWeight
+    from nupes_core.quantizer.weight import QuantizedWeight
 
 Pieces = Iterator[tuple[str, "torch.Tensor"]]
 

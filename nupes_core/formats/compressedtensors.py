@@ -22,7 +22,7 @@ from nupes_core.storage import WeightFormat
 if TYPE_CHECKING:
     import torch
 
-    from nupes_core.weight import QuantizedWeight
+    from nupes_core.quantizer.weight import QuantizedWeight
 
 NAME = "compressed-tensors"
 BITS = (4, 8)

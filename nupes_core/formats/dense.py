@@ -12,7 +12,7 @@ from nupes_core.planned import PlannedTensor
 if TYPE_CHECKING:
     import torch
 
-    from nupes_core.weight import QuantizedWeight
+    from nupes_core.quantizer.weight import QuantizedWeight
 
 
 def _specs(tensor: PlannedTensor) -> tuple[TensorSpec, ...]:

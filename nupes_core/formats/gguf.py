@@ -1,8 +1,8 @@
 """The `gguf` format: one file for llama.cpp and what is built on it, in its types of blocks and of super-blocks.
 
 Blocks of 32 weights are whole numbers times a float16 scale, signed as ours are, so that the method finds them as it
-finds any other codes. Super-blocks have a search of their own (`nupes_core.superblocksearch`). The container is put
-together last, by `nupes_core.ggufcontainer`.
+finds any other codes. Super-blocks have a search of their own (`nupes_core.gguf.superblocksearch`). The container is
+put together last, by `nupes_core.gguf.container`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nupes_core.config import ExponentConfig, LayerOverride, QuantizationConfig, WeightConfig
 from nupes_core.errors import InvalidConfigError, UnsupportedArchitectureError
 from nupes_core.formats.base import Format, Pieces
-from nupes_core.ggmltypes import BLOCK, SUPERBLOCK, TYPES, type_of
+from nupes_core.gguf.blocktypes import BLOCK, SUPERBLOCK, TYPES, type_of
 from nupes_core.header import TensorInfo, TensorSpec
 from nupes_core.planned import PlannedTensor
 from nupes_core.recipe import Recipe
@@ -24,7 +24,7 @@ from nupes_core.storage import WeightFormat
 if TYPE_CHECKING:
     import torch
 
-    from nupes_core.weight import QuantizedWeight
+    from nupes_core.quantizer.weight import QuantizedWeight
 
 NAME = "gguf"
 FILE_NAME = "model.gguf"

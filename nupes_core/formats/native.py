@@ -14,7 +14,7 @@ from nupes_core.storage import input_specs, tensor_specs
 if TYPE_CHECKING:
     import torch
 
-    from nupes_core.weight import QuantizedWeight
+    from nupes_core.quantizer.weight import QuantizedWeight
 
 
 def stored_name(tensor: str, suffix: str) -> str:

@@ -1,6 +1,6 @@
 """The `onnx` format: one file for onnxruntime, the graph of the model with the codes of the power grid in it.
 
-Until the graph is put around them, by `nupes_core.onnxcontainer`, the weights are those of the native format.
+Until the graph is put around them, by `nupes_core.onnx.container`, the weights are those of the native format.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nupes_client.cli.histogram import ASCII, ROWS, drawn, levels
-from nupes_core import grid
+from nupes_core.quantizer import grid
 from tests.app.jobrows import make_layer
 
 COUNTS = [3 * place for place in range(64)]

@@ -18,13 +18,13 @@ import nupes_core.integrations.transformers
 from nupes_core.activations import ActivationQuantizer
 from nupes_core.check import verify_artifact
 from nupes_core.config import ActivationConfig, QuantizationConfig, WeightConfig
+from nupes_core.data.samples import Samples
 from nupes_core.errors import LoadCheckError, UnsafeFileError
 from nupes_core.layers import QuantizedLayer
 from nupes_core.loading import load
 from nupes_core.manifest import finalize
 from nupes_core.plan import plan_folder
 from nupes_core.probe import probe, probe_folder
-from nupes_core.samples import Samples
 from tests.core.tiny import QUICK, save
 from tests.worker.factory import write_tiny_llama
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nupes_core.batchnorm import fold_batch_norms
-from nupes_core.samples import Samples
+from nupes_core.data.samples import Samples
 
 
 def _lived(model: nn.Module) -> Any:

@@ -19,15 +19,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from nupes_core import calibration, parquetfile, textfiles
-from nupes_core.calibration import CalibrationFile, read_samples
 from nupes_core.config import CalibrationConfig
+from nupes_core.data import calibration, parquetfile, textfiles
+from nupes_core.data.calibration import CalibrationFile, read_samples
+from nupes_core.data.modelinputs import ModelInputs, model_inputs, read_tensors, spread
+from nupes_core.data.samples import Samples
+from nupes_core.data.texts import kind_of, read_texts
 from nupes_core.errors import CalibrationError
 from nupes_core.evaluation import load_tokenizer
 from nupes_core.modelfolder import ModelFolder, open_folder
-from nupes_core.modelinputs import ModelInputs, model_inputs, read_tensors, spread
-from nupes_core.samples import Samples
-from nupes_core.texts import kind_of, read_texts
 from tests.conftest import BOOKLM
 from tests.core.tiny import VOCABULARY, build, save
 

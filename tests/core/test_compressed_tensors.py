@@ -30,8 +30,8 @@ from nupes_core.evaluation import evaluate
 from nupes_core.manifest import hash_file
 from nupes_core.plan import plan_folder
 from nupes_core.probe import probe_folder
+from nupes_core.quantizer.sizes import model_bits_per_weight
 from nupes_core.report import Metric, Progress
-from nupes_core.sizes import model_bits_per_weight
 from tests.core.test_sharded import contents, split
 from tests.core.tiny import VOCABULARY, save
 from tests.models import llama

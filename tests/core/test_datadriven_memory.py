@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
+from nupes_core.data.samples import Samples
 from nupes_core.datadriven.blocksource import BlockSource, open_blocks
 from nupes_core.datadriven.chain import trace_chain
 from nupes_core.datadriven.feed import Feed
 from nupes_core.datadriven.units import repeated_blocks
 from nupes_core.modelfolder import open_folder
-from nupes_core.samples import Samples
 from nupes_core.sources import Checkpoint
 from tests.core.tiny import VOCABULARY, save
 

@@ -25,12 +25,12 @@ from nupes_core.config import (
     WeightConfig,
 )
 from nupes_core.errors import InvalidConfigError, UnsupportedArchitectureError
-from nupes_core.ggmlblocks import encode_blocks
-from nupes_core.ggmltypes import type_of
-from nupes_core.ggufmodel import decoded_gguf
+from nupes_core.gguf.blocks import encode_blocks
+from nupes_core.gguf.blocktypes import type_of
+from nupes_core.gguf.model import decoded_gguf
 from nupes_core.plan import plan_folder
 from nupes_core.probe import probe_folder
-from nupes_core.sizes import model_bits_per_weight
+from nupes_core.quantizer.sizes import model_bits_per_weight
 from tests.core.tiny import VOCABULARY, save
 from tests.models import llama
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nupes_core.grid import encode, exponent_code, exponent_value, level_lookup, levels
+from nupes_core.quantizer.grid import encode, exponent_code, exponent_value, level_lookup, levels
 
 CPU = torch.device("cpu")
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nupes_core import histogram
 from nupes_core.config import WeightConfig
-from nupes_core.histogram import BINS, weight_histogram
-from nupes_core.weight import QuantizedWeight, quantize_weight
+from nupes_core.quantizer import histogram
+from nupes_core.quantizer.histogram import BINS, weight_histogram
+from nupes_core.quantizer.weight import QuantizedWeight, quantize_weight
 
 
 def normal(rows: int, cols: int) -> torch.Tensor:

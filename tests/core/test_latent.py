@@ -9,7 +9,7 @@ from nupes_core.config import ExponentConfig, WeightConfig
 from nupes_core.datadriven.descent import descend
 from nupes_core.datadriven.feedback import feed_back, inverse_factor
 from nupes_core.datadriven.latent import Coded, LatentWeight
-from nupes_core.weight import quantize_weight
+from nupes_core.quantizer.weight import quantize_weight
 
 CONFIGS = [
     WeightConfig(4, 16),

@@ -32,11 +32,11 @@ from nupes_core.config import (
 )
 from nupes_core.errors import InvalidConfigError, LoadCheckError, UnsupportedArchitectureError
 from nupes_core.header import TensorSpec, build_header
-from nupes_core.onnxdecode import OPSET, PREFIX, Decoder, Form, Tables, one_exponent, stored
+from nupes_core.onnx.decode import OPSET, PREFIX, Decoder, Form, Tables, one_exponent, stored
 from nupes_core.plan import plan_folder, plan_headers
 from nupes_core.probe import probe_folder, read_probe
-from nupes_core.sizes import model_bits_per_weight
-from nupes_core.weight import QuantizedWeight, quantize_weight
+from nupes_core.quantizer.sizes import model_bits_per_weight
+from nupes_core.quantizer.weight import QuantizedWeight, quantize_weight
 from tests.core.tiny import QUICK, VOCABULARY, save
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

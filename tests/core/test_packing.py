@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nupes_core import compiled, packing
 from nupes_core.errors import InvalidConfigError
+from nupes_core.quantizer import compiled, packing
 
 
 @settings(deadline=None, max_examples=60)

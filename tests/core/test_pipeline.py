@@ -24,9 +24,9 @@ from nupes_core.errors import (
 from nupes_core.module import quantize_model
 from nupes_core.pipeline import quantize
 from nupes_core.plan import plan_folder
+from nupes_core.quantizer.weight import QuantizedWeight
 from nupes_core.report import LayerReport, Progress, Report
 from nupes_core.storage import WeightFormat, tensor_specs
-from nupes_core.weight import QuantizedWeight
 from tests import models
 from tests.models import checkpoint, gaussian
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nupes_core import compiled, kernels, reference
 from nupes_core.config import ExponentConfig, WeightConfig
-from nupes_core.grid import exponent_code
-from nupes_core.scales import block_bases
-from nupes_core.search import Sample, fit_candidates, fit_exponent, fit_row_exponents
+from nupes_core.quantizer import compiled, kernels, reference
+from nupes_core.quantizer.grid import exponent_code
+from nupes_core.quantizer.scales import block_bases
+from nupes_core.quantizer.search import Sample, fit_candidates, fit_exponent, fit_row_exponents
 from nupes_core.storage import WeightFormat, resolve_format
 
 

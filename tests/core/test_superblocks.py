@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from nupes_core import QuantizationConfig, WeightConfig, compiled, reference
 from nupes_core.config import ExponentConfig, GgmlLayout
 from nupes_core.errors import InvalidConfigError, NumericsError
-from nupes_core.ggmlsuperblocks import pack_superblocks, unpack_superblocks
-from nupes_core.ggmltypes import LAYOUTS, SUPERBLOCKS, TYPES, SuperType
-from nupes_core.grid import integer_levels
-from nupes_core.histogram import weight_histogram
+from nupes_core.gguf.blocktypes import LAYOUTS, SUPERBLOCKS, TYPES, SuperType
+from nupes_core.gguf.superblocks import pack_superblocks, unpack_superblocks
+from nupes_core.gguf.superblocksearch import SuperBlocks
+from nupes_core.quantizer.grid import integer_levels
+from nupes_core.quantizer.histogram import weight_histogram
+from nupes_core.quantizer.weight import QuantizedWeight, quantize_weight, to_superblocks
 from nupes_core.recipe import AS_ASKED
-from nupes_core.superblocksearch import SuperBlocks
-from nupes_core.weight import QuantizedWeight, quantize_weight, to_superblocks
 
 KINDS = pytest.mark.parametrize("kind", SUPERBLOCKS.values(), ids=SUPERBLOCKS)
 UNIFORM = ExponentConfig("fixed", "layer", 1.0)

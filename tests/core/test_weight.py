@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 
-from nupes_core import weight as weight_module
 from nupes_core.config import ExponentConfig, WeightConfig
 from nupes_core.errors import InvalidConfigError, NumericsError
+from nupes_core.quantizer import weight as weight_module
+from nupes_core.quantizer.weight import quantize_weight
 from nupes_core.storage import resolve_format, tensor_specs, weight_nbytes
-from nupes_core.weight import quantize_weight
 
 DTYPES = {"U8": torch.uint8, "I16": torch.int16}
 

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, expect
 
 from app.settings import Settings
 from nupes_client.client import Client
-from nupes_core.histogram import BINS
+from nupes_core.quantizer.histogram import BINS
 from tests.models import llama
 from tests.stack import Stack, running_stack
 from tests.web.conftest import WAIT_MS, Watch, sign_in

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from app.settings import Settings
 from app.storage import open_store
-from nupes_core.texts import kind_of
+from nupes_core.data.texts import kind_of
 from tests.hubserver import Hub, hub_server
 from worker import environment
 from worker.child import Command

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from nupes_core.formats.gguf import ARCHITECTURES, FILE_NAME, INTERLEAVED
-from nupes_core.ggmltypes import type_of
-from nupes_core.ggufvocabulary import add_vocabulary
+from nupes_core.gguf.blocktypes import type_of
+from nupes_core.gguf.vocabulary import add_vocabulary
 from nupes_core.modelfolder import INDEX_NAME, open_folder
 from nupes_core.planned import PlannedTensor
 from nupes_core.sources import Checkpoint

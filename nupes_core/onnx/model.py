@@ -18,7 +18,7 @@ from transformers.utils.generic import ModelOutput
 from nupes_core.errors import LoadCheckError
 from nupes_core.formats.onnx import FILE_NAME
 from nupes_core.modelfolder import CONFIG_NAME, read_config
-from nupes_core.onnxdecode import PARTS, PREFIX
+from nupes_core.onnx.decode import PARTS, PREFIX
 
 _HINT = "Download it again."
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import torch
 
-from nupes_core.ggmltypes import SuperType
-from nupes_core.search import engine
+from nupes_core.gguf.blocktypes import SuperType
+from nupes_core.quantizer.search import engine
 
 RANGES = {
     2: (1.0, 0.85, 0.7, 0.55),

@@ -10,7 +10,7 @@ from torch import nn
 from nupes_core import packedlayers
 from nupes_core.artifact import is_native, quant_method, stored_weights
 from nupes_core.formats.onnx import holds_onnx
-from nupes_core.ggufmodel import gguf_sizes, holds_gguf
+from nupes_core.gguf.model import gguf_sizes, holds_gguf
 from nupes_core.layers import QuantizedLayer
 from nupes_core.modelfolder import open_folder
 
@@ -29,7 +29,7 @@ def _folder_sizes(path: str | Path) -> Iterable[tuple[int, int]]:
     if holds_gguf(Path(path)):
         return gguf_sizes(Path(path))
     if holds_onnx(Path(path)):
-        from nupes_core.onnxmodel import onnx_sizes
+        from nupes_core.onnx.model import onnx_sizes
 
         return onnx_sizes(Path(path))
     folder = open_folder(path)

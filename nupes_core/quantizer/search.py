@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import torch
 
-from nupes_core import compiled, reference
-from nupes_core.grid import MAX_EXPONENT_CODE, exponent_code, exponent_value
+from nupes_core.quantizer import compiled, reference
+from nupes_core.quantizer.grid import MAX_EXPONENT_CODE, exponent_code, exponent_value
 from nupes_core.storage import GROUP_CANDIDATES, WeightFormat
 
 T = TypeVar("T")

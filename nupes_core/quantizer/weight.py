@@ -11,13 +11,13 @@ import torch
 
 from nupes_core.config import WeightConfig
 from nupes_core.errors import InvalidConfigError, NumericsError
-from nupes_core.ggmlblocks import encode_blocks
-from nupes_core.ggmltypes import SUPERBLOCKS, SuperType
-from nupes_core.grid import exponent_code, exponent_value, integer_levels
-from nupes_core.scales import block_bases, decode_scales
-from nupes_core.search import Sample, engine, fit_candidates, fit_exponent, fit_row_exponents
+from nupes_core.gguf.blocks import encode_blocks
+from nupes_core.gguf.blocktypes import SUPERBLOCKS, SuperType
+from nupes_core.gguf.superblockrows import decode_rows, encode_rows, row_spans
+from nupes_core.quantizer.grid import exponent_code, exponent_value, integer_levels
+from nupes_core.quantizer.scales import block_bases, decode_scales
+from nupes_core.quantizer.search import Sample, engine, fit_candidates, fit_exponent, fit_row_exponents
 from nupes_core.storage import WeightFormat, resolve_format, tensor_specs, weight_nbytes
-from nupes_core.superblockrows import decode_rows, encode_rows, row_spans
 
 T = TypeVar("T")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from nupes_core.ggmlsuperblocks import pack_superblocks, unpack_superblocks
-from nupes_core.ggmltypes import SUPERBLOCK, SuperType
-from nupes_core.superblocksearch import Grid, SuperBlocks, search
+from nupes_core.gguf.blocktypes import SUPERBLOCK, SuperType
+from nupes_core.gguf.superblocks import pack_superblocks, unpack_superblocks
+from nupes_core.gguf.superblocksearch import Grid, SuperBlocks, search
 
 AT_ONCE = 1024
 """Super-blocks that are searched at once: they fit the cache, and have too few groups for torch to start threads."""

@@ -1,4 +1,4 @@
-"""The search and the decoder on torch tensors of any device: what `nupes_core.kernels` compiles for the CPU."""
+"""The search and the decoder on torch tensors of any device: what `kernels` compiles for the CPU."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from nupes_core.grid import encode, level_lookup
-from nupes_core.packing import pack, unpack
-from nupes_core.scales import BASE_UNITS, HEADROOM, TINY, decode_scales
+from nupes_core.quantizer.grid import encode, level_lookup
+from nupes_core.quantizer.packing import pack, unpack
+from nupes_core.quantizer.scales import BASE_UNITS, HEADROOM, TINY, decode_scales
 from nupes_core.storage import WeightFormat
 
 __all__ = ["EncodedRows", "decode_rows", "group_codes", "group_sums", "pack", "search_rows", "unpack"]

@@ -18,13 +18,13 @@ from nupes_core.formats.onnx import FILE_NAME
 from nupes_core.layers import dequantize_modules
 from nupes_core.loading import load
 from nupes_core.modelfolder import CONFIG_NAME, INDEX_NAME, ModelFolder, open_folder
-from nupes_core.onnxdecode import FLOATS, OPSET, PREFIX, Decoder, Form, Tables, one_exponent, stored
-from nupes_core.onnxexport import export
+from nupes_core.onnx.decode import FLOATS, OPSET, PREFIX, Decoder, Form, Tables, one_exponent, stored
+from nupes_core.onnx.export import export
 from nupes_core.planned import PlannedTensor
 from nupes_core.probe import Probe, probe
+from nupes_core.quantizer.weight import QuantizedWeight
 from nupes_core.renaming import model_names
 from nupes_core.sources import Checkpoint
-from nupes_core.weight import QuantizedWeight
 
 _IR_VERSION = 8
 """Of the file; that of the operators."""

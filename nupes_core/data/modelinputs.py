@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 
 from nupes_core.config import CalibrationConfig
+from nupes_core.data.samples import Samples
 from nupes_core.errors import CalibrationError, UnsafeFileError
 from nupes_core.header import Header, read_header
 from nupes_core.loading import resolve_model_class
 from nupes_core.modelfolder import ModelFolder
-from nupes_core.samples import Samples
 from nupes_core.skeleton import build_config
 
 LEAST_SAMPLES = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nupes_core.weight import QuantizedWeight
+from nupes_core.quantizer.weight import QuantizedWeight
 
 BINS = 64
 """Of equal width over [-1, 1]; 0 is an edge."""

@@ -12,9 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nupes_core.data.parquetfile import CHAT_COLUMN, MAGIC, missing, parquet_rows
+from nupes_core.data.textfiles import (
+    Record,
+    bad,
+    csv_delimiter,
+    csv_rows,
+    json_array,
+    json_lines,
+    plain_text,
+    read_head,
+)
 from nupes_core.errors import CalibrationError
-from nupes_core.parquetfile import CHAT_COLUMN, MAGIC, missing, parquet_rows
-from nupes_core.textfiles import Record, bad, csv_delimiter, csv_rows, json_array, json_lines, plain_text, read_head
 
 Message = Mapping[str, str]
 Render = Callable[[Sequence[Message]], str]

@@ -9,7 +9,7 @@ import torch
 
 from nupes_core.config import PER_CHANNEL, ExponentConfig, WeightConfig
 from nupes_core.errors import NumericsError
-from nupes_core.weight import quantize_weight
+from nupes_core.quantizer.weight import quantize_weight
 
 SAMPLE_WEIGHTS = 1 << 16
 """Weights in all; the optimum is flat."""

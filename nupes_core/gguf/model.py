@@ -10,7 +10,7 @@ import torch
 
 from nupes_core.errors import LoadCheckError
 from nupes_core.formats.gguf import ARCHITECTURES, FILE_NAME, INTERLEAVED
-from nupes_core.ggmltypes import TYPES
+from nupes_core.gguf.blocktypes import TYPES
 from nupes_core.modelfolder import CONFIG_NAME, read_config
 
 

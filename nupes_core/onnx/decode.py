@@ -17,10 +17,10 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from nupes_core.grid import level_lookup
-from nupes_core.scales import octave_scales
+from nupes_core.quantizer.grid import level_lookup
+from nupes_core.quantizer.scales import octave_scales
+from nupes_core.quantizer.weight import QuantizedWeight
 from nupes_core.storage import WeightFormat
-from nupes_core.weight import QuantizedWeight
 
 PREFIX = "nupes"
 """Of the names of what weights share, and key of the metadata of the file."""

@@ -11,11 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from nupes_core.config import CalibrationConfig
-from nupes_core.errors import CalibrationError, EvaluationError
-from nupes_core.evaluation import find_tokenizer, load_tokenizer
-from nupes_core.loading import load
-from nupes_core.modelfolder import ModelFolder
-from nupes_core.modelinputs import (
+from nupes_core.data.modelinputs import (
     LEAST_SAMPLES,
     TOKENS,
     ModelInputs,
@@ -27,9 +23,13 @@ from nupes_core.modelinputs import (
     spread,
     token_windows,
 )
-from nupes_core.samples import Samples
+from nupes_core.data.samples import Samples
+from nupes_core.data.texts import Message, Render, Texts, given_texts, kind_of, read_texts
+from nupes_core.errors import CalibrationError, EvaluationError
+from nupes_core.evaluation import find_tokenizer, load_tokenizer
+from nupes_core.loading import load
+from nupes_core.modelfolder import ModelFolder
 from nupes_core.sampling import encode_text, sample_tokens
-from nupes_core.texts import Message, Render, Texts, given_texts, kind_of, read_texts
 
 CHARACTERS_PER_TOKEN = 16
 """Read for each token that is needed: about four times as much as it takes, so that samples can be spread."""

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from nupes_core.ggmltypes import SUPERBLOCK, SuperType
-from nupes_core.superblocksearch import SuperBlocks
+from nupes_core.gguf.blocktypes import SUPERBLOCK, SuperType
+from nupes_core.gguf.superblocksearch import SuperBlocks
 
 
 class _Layout(NamedTuple):

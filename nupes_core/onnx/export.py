@@ -16,7 +16,7 @@ from onnx import helper
 from torch import nn
 
 from nupes_core.errors import UnsupportedArchitectureError
-from nupes_core.onnxdecode import OPSET
+from nupes_core.onnx.decode import OPSET
 
 SEQUENCE, SIDE = 12, 64
 """Tokens, and pixels where any number will do, of the inputs that the model is traced with."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nupes_core.data.textfiles import Record, bad
 from nupes_core.errors import CalibrationError
-from nupes_core.textfiles import Record, bad
 
 MAGIC = b"PAR1"
 CHAT_COLUMN = "messages"

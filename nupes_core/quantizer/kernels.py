@@ -1,4 +1,4 @@
-"""The data-free search, the decoder and the bit streams, compiled for the CPU; `nupes_core.reference` explains them.
+"""The data-free search, the decoder and the bit streams, compiled for the CPU; `reference` explains them.
 
 Compiled on first use (a few seconds) and cached on disk. The kernels hold no lock and treat every row alike, so the
 result does not depend on the number of threads that share the rows.
@@ -255,7 +255,7 @@ def unpack_bits(packed: Array, bits: int, values: Array) -> None:
 
 @_fast
 def group_sums(x: Array, h: Array, grid: Array, limits: Any, sums: Array) -> None:
-    """Write the sums over groups that `nupes_core.superblocksearch` fits grids by.
+    """Write the sums over groups that `nupes_core.gguf.superblocksearch` fits grids by.
 
     Reads x and h float32 [n, size], grid float32 [2, n]: inverse of the step and offset; limits: least and largest c.
     Writes sums float32 [5, n]: Σhcc, Σhcx, Σhc, Σhx, Σh for c = round((x + offset) / step).

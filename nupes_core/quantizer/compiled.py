@@ -1,4 +1,4 @@
-"""The functions of `nupes_core.reference` for CPU tensors, on the compiled kernels."""
+"""The functions of `nupes_core.quantizer.reference` for CPU tensors, on the compiled kernels."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from nupes_core import kernels
-from nupes_core.grid import exponent_value, levels
-from nupes_core.packing import packed_nbytes
-from nupes_core.reference import FLOOR, EncodedRows
-from nupes_core.scales import BASE_UNITS, HEADROOM, TINY
+from nupes_core.quantizer import kernels
+from nupes_core.quantizer.grid import exponent_value, levels
+from nupes_core.quantizer.packing import packed_nbytes
+from nupes_core.quantizer.reference import FLOOR, EncodedRows
+from nupes_core.quantizer.scales import BASE_UNITS, HEADROOM, TINY
 from nupes_core.storage import WeightFormat
 
 CELLS = {bits: 2048 if bits <= 4 else 8192 for bits in range(2, 9)}
@@ -26,7 +26,7 @@ the error jumps from scale to scale, so that each is tried.
 def search_rows(
     w: torch.Tensor, h: torch.Tensor, bases: torch.Tensor, exponents: torch.Tensor, fmt: WeightFormat
 ) -> EncodedRows:
-    """See `nupes_core.reference.search_rows`; returns codes uint8 and words uint16."""
+    """See `nupes_core.quantizer.reference.search_rows`; returns codes uint8 and words uint16."""
     tables, which = _tables(exponents, fmt)
     n = w.shape[0]
     codes = np.empty((n, fmt.cols), np.uint8)
@@ -43,7 +43,7 @@ def search_rows(
 def decode_rows(
     codes: torch.Tensor, words: torch.Tensor, bases: torch.Tensor, exponents: torch.Tensor, fmt: WeightFormat
 ) -> torch.Tensor:
-    """See `nupes_core.reference.decode_rows`; takes codes uint8 and words uint16."""
+    """See `nupes_core.quantizer.reference.decode_rows`; takes codes uint8 and words uint16."""
     tables, which = _tables(exponents, fmt)
     out = np.empty((codes.shape[0], fmt.cols), np.float32)
     levels_of = np.stack([table[0] for table in tables])
@@ -52,14 +52,14 @@ def decode_rows(
 
 
 def pack(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """See `nupes_core.packing.pack`; takes uint8 or uint16."""
+    """See `nupes_core.quantizer.packing.pack`; takes uint8 or uint16."""
     packed = np.empty(packed_nbytes(values.numel(), bits), np.uint8)
     kernels.pack_bits(values.contiguous().view(-1).numpy(), bits, packed)
     return torch.from_numpy(packed)
 
 
 def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """See `nupes_core.packing.unpack`; returns uint8 up to 8 bits, uint16 beyond."""
+    """See `nupes_core.quantizer.packing.unpack`; returns uint8 up to 8 bits, uint16 beyond."""
     values = np.empty(count, np.uint8 if bits <= 8 else np.uint16)
     kernels.unpack_bits(packed.contiguous().numpy(), bits, values)
     return torch.from_numpy(values)
@@ -68,14 +68,14 @@ def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 def group_sums(
     x: torch.Tensor, h: torch.Tensor, inverse: torch.Tensor, offset: torch.Tensor, limits: tuple[int, int]
 ) -> tuple[torch.Tensor, ...]:
-    """See `nupes_core.reference.group_sums`."""
+    """See `nupes_core.quantizer.reference.group_sums`."""
     sums = np.empty((5, len(x)), np.float32)
     kernels.group_sums(x.contiguous().numpy(), h.contiguous().numpy(), _grid(inverse, offset), limits, sums)
     return tuple(torch.from_numpy(each) for each in sums)
 
 
 def group_codes(x: torch.Tensor, inverse: torch.Tensor, offset: torch.Tensor, limits: tuple[int, int]) -> torch.Tensor:
-    """See `nupes_core.reference.group_codes`."""
+    """See `nupes_core.quantizer.reference.group_codes`."""
     codes = np.empty(x.shape, np.uint8)
     kernels.group_codes(x.contiguous().numpy(), _grid(inverse, offset), limits, codes)
     return torch.from_numpy(codes)

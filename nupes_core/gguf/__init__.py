@@ -1,0 +1,1 @@
+"""Format `gguf`: blocks of llama.cpp, the container around them, and what its consumers see."""
