@@ -283,14 +283,16 @@ Gates = Annotated[
     typer.Option(
         "--gate",
         metavar="NAME=LIMIT",
-        help="A limit to keep, one of the gates above; repeatable.",
+        help="A limit to keep, one of those above, for the first --format; KL in nats, agreement 0 to 1; repeatable.",
         rich_help_panel=_EVALUATION,
     ),
 ]
 
 Formats = Annotated[
     list[Format] | None,
-    typer.Option("--format", help="What to write; repeatable.", show_default="nupes", rich_help_panel=_JOB),
+    typer.Option(
+        "--format", help="What to write; repeatable; gates judge the first.", show_default="nupes", rich_help_panel=_JOB
+    ),
 ]
 Labels = Annotated[
     list[str] | None,

@@ -93,7 +93,7 @@ def result_rows(result: JobResult, format_: str = "nupes") -> list[Row]:
 
 
 def _lines(job: Job, folder: Path | None) -> list[str]:
-    lines = [_gate(gate) for gate in job.gates]
+    lines = [_gate(gate, job.config.formats[0]) for gate in job.gates]
     verdict = f", gates {job.verdict}" if job.verdict else ""
     cached = ", answered from cache" if job.cache_hit else ""
     lines.append(f"job {job.id} {job.status.value}{verdict}{cached}")
@@ -106,9 +106,9 @@ def _lines(job: Job, folder: Path | None) -> list[str]:
     return lines
 
 
-def _gate(gate: GateResult) -> str:
+def _gate(gate: GateResult, format_: str) -> str:
     outcome = "ok" if gate.passed else "FAILED"
-    return f"gate {gate.gate}: {output.number(gate.measured)} (limit {output.number(gate.limit)}) {outcome}"
+    return f"gate {gate.gate} ({format_}): {output.number(gate.measured)} (limit {output.number(gate.limit)}) {outcome}"
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -438,7 +438,7 @@ def test_the_exit_code_says_how_the_job_ended(
     printed = capsys.readouterr()
     assert ("1.0 MB" in printed.out) == (outcome in ("succeeded", "gate"))
     assert ("disk_full" in printed.err) == (outcome == "failed")
-    assert ("FAILED" in printed.out) == (outcome == "gate")
+    assert ("gate max_bytes (nupes): 2 (limit 1) FAILED" in printed.out) == (outcome == "gate")
 
 
 def test_waiting_with_json_keeps_stdout_for_the_machine(
