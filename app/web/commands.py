@@ -50,7 +50,7 @@ def _cli(wish: JobCreate) -> str:
 
 
 def _action(wish: JobCreate) -> str:
-    """A step for GitHub Actions, with the action of this repository."""
+    """A step for GitHub Actions, with the action of this repository, which splits options as a shell does."""
     lines = [
         f"- uses: OWNER/nupes@v{__version__}  # where this repository is hosted",
         "  with:",
@@ -61,7 +61,7 @@ def _action(wish: JobCreate) -> str:
     ]
     further = [option for option in _joined(options(wish)) if not option.startswith("--bits=")]
     if further:
-        lines += ["    options: |", *(f"      {option}" for option in further)]
+        lines += ["    options: |", *(f"      {shlex.quote(option)}" for option in further)]
     return "\n".join(lines)
 
 
