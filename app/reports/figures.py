@@ -30,7 +30,8 @@ def number(value: float | None, digits: int = 6) -> str:
     """A figure with so many significant digits; a dash for none."""
     if value is None:
         return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
+    is_count = isinstance(value, int) or (value.is_integer() and abs(value) >= 10**digits)
+    return f"{int(value):,}" if is_count else f"{value:.{digits}g}"
 
 
 def figures(result: JobResult | None) -> list[Figure]:
@@ -75,6 +76,30 @@ def format_table(result: JobResult | None) -> list[list[str]]:
         for each, quality in zip(result.formats, measured, strict=True)
     ]
     return [heads, *rows]
+
+
+def properties(result: JobResult | None) -> list[tuple[str, float]]:
+    """Figures for machines, by the API's names of them; those of a format behind its name."""
+    return [] if result is None else list(_properties(result))
+
+
+def _properties(result: JobResult) -> Iterator[tuple[str, float]]:
+    for name in ("bytes_before", "params", "quantized_params"):
+        yield name, getattr(result, name)
+    pair = next((each.metrics for each in result.formats if each.metrics), result.metrics)
+    if pair is not None:
+        yield from _measured("baseline", pair.baseline)
+    for each in result.formats:
+        for name in ("bytes_after", "bits_per_weight", "coverage_pct"):
+            yield f"{each.format}.{name}", getattr(each, name)
+        if each.metrics is not None:
+            yield from _measured(each.format, each.metrics.quantized)
+
+
+def _measured(prefix: str, quality: Quality) -> Iterator[tuple[str, float]]:
+    for _, name in _QUALITIES:
+        if _has(quality, name):
+            yield f"{prefix}.{name}", getattr(quality, name)
 
 
 def _has(quality: Quality | None, name: str) -> bool:

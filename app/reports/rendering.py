@@ -11,7 +11,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from app.core.templates import strict_environment
-from app.reports.figures import cases, figures, format_table, number, worst
+from app.reports.figures import cases, figures, format_table, number, properties, worst
 from nupes_client.schemas.reports import JobReport
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -65,6 +65,7 @@ def _render(environment: Environment, template: str) -> Callable[[JobReport], st
             job=job,
             figures=figures(job.result),
             formats=format_table(job.result),
+            properties=properties(job.result),
             cases=cases(job),
             worst=worst(report.layers),
         )

@@ -60,8 +60,12 @@ def follow(client: Client, job: Job, *, timeout_s: float | None, keep: Keepsakes
 def fetch(client: Client, job_id: str, folder: Path) -> Sequence[Path]:
     """Download the files of a job with progress."""
     total = sum(artifact.size for artifact in client.artifacts.list(job_id))
+    kept: list[int] = []
     with transfer("downloaded", total) as advance:
-        return client.artifacts.download_all(job_id, folder, advance=advance)
+        files = client.artifacts.download_all(job_id, folder, advance=advance, kept=kept.append)
+    if kept:
+        output.note(f"{len(kept)} of {len(files)} files were there already, whole ({output.size(sum(kept))})")
+    return files
 
 
 def with_files(job: Job, files: Sequence[Path]) -> dict[str, Any]:

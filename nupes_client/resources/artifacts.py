@@ -34,16 +34,37 @@ class Artifacts:
         return every(self._transport, f"/v1/jobs/{job_id}/artifacts", Artifact)
 
     def download_all(
-        self, job_id: str, folder: str | PathLike[str], *, advance: Advance | None = None
+        self,
+        job_id: str,
+        folder: str | PathLike[str],
+        *,
+        advance: Advance | None = None,
+        kept: Advance | None = None,
     ) -> Sequence[Path]:
         """Download every file of a job to `folder/FORMAT/PATH`; files that are there already are kept.
+
+        Args:
+            job_id: of an ended job.
+            folder: where to.
+            advance: called with the bytes that arrived.
+            kept: called with the size of each file that was there already.
 
         Raises: as `download`.
         """
         artifacts, root = list(self.list(job_id)), Path(folder)
-        return [self.download(artifact, root / _component(artifact.format), advance=advance) for artifact in artifacts]
+        return [
+            self.download(artifact, root / _component(artifact.format), advance=advance, kept=kept)
+            for artifact in artifacts
+        ]
 
-    def download(self, artifact: Artifact, folder: str | PathLike[str], *, advance: Advance | None = None) -> Path:
+    def download(
+        self,
+        artifact: Artifact,
+        folder: str | PathLike[str],
+        *,
+        advance: Advance | None = None,
+        kept: Advance | None = None,
+    ) -> Path:
         """Download one file to `folder` and return its path. It appears under its name only when complete and checked.
 
         A broken transfer is resumed, also by a later call.
@@ -56,8 +77,8 @@ class Artifacts:
         """
         target = safe_path(Path(folder), artifact.path)
         if target.is_file() and target.stat().st_size == artifact.size and sha256_of(target) == artifact.sha256:
-            if advance is not None:
-                advance(artifact.size)
+            if kept is not None:
+                kept(artifact.size)
             return target
         partial = target.with_name(f".{target.name}.{artifact.sha256[:12]}.part")
         try:

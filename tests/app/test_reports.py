@@ -192,7 +192,8 @@ def test_each_format_of_a_job_has_its_own_size_and_quality(api: Api) -> None:
     properties = {
         each.get("name"): each.get("value") for each in ET.fromstring(report(api, job_id, "junit").text).iter()
     }
-    assert (properties["gguf: bytes"], properties["nupes: KL per token, nats"]) == ("1,400", "0.01")
+    said = [properties[name] for name in ("baseline.perplexity", "nupes.kl", "gguf.perplexity", "gguf.bytes_after")]
+    assert said == ["10.0", "0.01", "10.5", "1400"], "plain numbers, before and after"
     assert [each["bytes_after"] for each in report(api, job_id, "json").json()["job"]["result"]["formats"]] == [
         300,
         1400,

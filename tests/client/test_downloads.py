@@ -61,6 +61,19 @@ def test_a_later_call_takes_over_what_an_earlier_one_left(tmp_path: Path) -> Non
         assert client(server).artifacts.download(artifact(), tmp_path).read_bytes() == CONTENT
 
 
+def test_a_file_that_is_there_already_counts_apart_and_a_damaged_one_is_fetched_again(tmp_path: Path) -> None:
+    arrived: list[int] = []
+    kept: list[int] = []
+    with raw_server(answer("200 OK", CONTENT), answer("200 OK", CONTENT)) as server:
+        for _ in range(2):
+            path = client(server).artifacts.download(artifact(), tmp_path, advance=arrived.append, kept=kept.append)
+        assert (sum(arrived), kept, len(server.requests)) == (len(CONTENT), [len(CONTENT)], 1)
+        path.write_bytes(b"x" + CONTENT[1:])
+        client(server).artifacts.download(artifact(), tmp_path, advance=arrived.append, kept=kept.append)
+    assert (sum(arrived), kept) == (2 * len(CONTENT), [len(CONTENT)])
+    assert path.read_bytes() == CONTENT
+
+
 def test_a_server_that_ignores_the_range_is_read_from_the_start(tmp_path: Path) -> None:
     cut = answer("200 OK", CONTENT[:3000], announced=len(CONTENT))
     with raw_server(cut, answer("200 OK", CONTENT)) as server:
