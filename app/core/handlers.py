@@ -23,13 +23,13 @@ from app.core.problems import (
 )
 from app.storage.errors import BlobNotFoundError, DiskFullError, PartialBusyError, StorageError
 from nupes_client.schemas.problems import FieldError
+from nupes_client.schemas.words import in_plain_words
 from nupes_core.errors import NupesError
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
 _NO_SUCH_ENDPOINT = "GET /openapi.json describes every endpoint."
-_WORDS = {"model_attributes_type": "Input should be a JSON object, sent with Content-Type: application/json"}
-"""Where the framework's own words do not say what to do."""
-_VALUE_ERROR = "Value error, "
+_WORDS = {"model_attributes_type": "must be a JSON object, sent with Content-Type: application/json"}
+"""Where the words for values do not say what to do with a body."""
 MAX_ERRORS = 100
 """Told in one answer: a body of 2 MB can hold a hundred thousand, and nobody mends more at once."""
 
@@ -78,7 +78,7 @@ def _from_validation(exception: RequestValidationError) -> ProblemError:
 
 
 def _field_error(error: dict[str, Any], body: Any) -> FieldError:
-    message = _WORDS.get(error["type"]) or str(error["msg"]).removeprefix(_VALUE_ERROR)
+    message = _WORDS.get(error["type"]) or in_plain_words(error)
     return FieldError(pointer=_pointer(error, body), code=error["type"], message=message)
 
 

@@ -150,10 +150,12 @@ def in_words(errors: Sequence[Any]) -> str:
 
 
 def _finding(item: Any) -> str:
+    from nupes_client.schemas.words import in_plain_words
+
     place: tuple[str | int, ...] = item["loc"]
     if place[:1] == ("gates",) and item["type"] == "extra_forbidden":
         return f"--gate {place[1]}: there is no such gate, only {', '.join(GATES)}"
-    message = str(item["msg"]).removeprefix("Value error, ")
+    message = in_plain_words(item)
     return f"{_option(place)}: {message}" if place else message
 
 

@@ -87,7 +87,7 @@ def test_the_plan_follows_the_form_and_says_which_field_is_wrong(page: Page, sit
     expect(page.locator("#plan")).to_contain_text("Bits per weight3.1")
     expect(page.locator("#commands")).to_contain_text("--bits 3")
     page.get_by_label("Bits", exact=True).first.fill("99")
-    expect(page.locator("#weights-bits-problem")).to_contain_text("less than or equal to 8")
+    expect(page.locator("#weights-bits-problem")).to_contain_text("must be at most 8")
     expect(page.get_by_label("Bits", exact=True).first).to_have_attribute("aria-invalid", "true")
 
 
