@@ -159,7 +159,8 @@ def test_our_own_loader_evaluation_and_check_take_it(bert: Path) -> None:
     measured, same = (
         evaluate(bert / f"out/{name}", tokens, context=16, baseline=bert / "src") for name in ("onnx", "dense")
     )
-    assert (measured.kl, measured.perplexity) == pytest.approx((same.kl, same.perplexity), rel=1e-4)
+    # Float32 logits leave some 1e-8 of noise in a KL, which processors differ in; here it is 5e-5 in all.
+    assert (measured.kl, measured.perplexity) == pytest.approx((same.kl, same.perplexity), rel=1e-4, abs=5e-8)
 
 
 def test_other_weights_in_the_file_are_noticed(bert: Path, tmp_path: Path) -> None:

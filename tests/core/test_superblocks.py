@@ -11,12 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nupes_core import QuantizationConfig, WeightConfig, compiled, reference
+from nupes_core import QuantizationConfig, WeightConfig
 from nupes_core.config import ExponentConfig, GgmlLayout
 from nupes_core.errors import InvalidConfigError, NumericsError
 from nupes_core.gguf.blocktypes import LAYOUTS, SUPERBLOCKS, TYPES, SuperType
 from nupes_core.gguf.superblocks import pack_superblocks, unpack_superblocks
 from nupes_core.gguf.superblocksearch import SuperBlocks
+from nupes_core.quantizer import compiled, reference
 from nupes_core.quantizer.grid import integer_levels
 from nupes_core.quantizer.histogram import weight_histogram
 from nupes_core.quantizer.weight import QuantizedWeight, quantize_weight, to_superblocks

@@ -57,7 +57,8 @@ def test_a_model_is_dropped_quantized_watched_and_downloaded(browser: Browser, s
     expect(page.locator("#grid-chart .bar")).to_have_count(BINS)
     expect(page.locator(".phases li[data-state=done]").first).to_be_visible()
 
-    row = page.get_by_role("row", name="nupes/model.safetensors")
+    page.locator("summary", has_text="nupes").click()
+    row = page.get_by_role("row", name="model.safetensors")
     with page.expect_download() as download:
         row.get_by_role("link").click()
     found = hashlib.sha256(Path(download.value.path()).read_bytes()).hexdigest()
