@@ -73,8 +73,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Load the public face on first use, so that torch-free users (`nupes_core.plan`) stay torch-free."""
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'nupes_core' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"nupes_core.{_EXPORTS[name]}"), name)
+if not TYPE_CHECKING:  # with it, a type checker would take any misspelt name for one of the package
+
+    def __getattr__(name: str) -> Any:
+        """Load the public face on first use, so that torch-free users (`nupes_core.plan`) stay torch-free."""
+        if name not in _EXPORTS:
+            raise AttributeError(f"module 'nupes_core' has no attribute {name!r}")
+        return getattr(importlib.import_module(f"nupes_core.{_EXPORTS[name]}"), name)
