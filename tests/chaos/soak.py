@@ -21,8 +21,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import psycopg
-from psycopg import sql
 from sqlalchemy import select
 
 from app.db.tables import Job
@@ -31,6 +29,7 @@ from tests.chaos.brokers import Broker, own_redis
 from tests.chaos.faults import FAULTS
 from tests.chaos.oracles import processes_marked, verdict
 from tests.chaos.system import QUICK, System, running_system
+from tests.databases import fresh_database
 from tests.servers import postgres_server
 from tests.worker.factory import wait_for
 
@@ -135,20 +134,8 @@ def backend(kind: str, folder: Path) -> Iterator[tuple[Settings, Broker | None]]
     if kind == "sqlite":
         yield Settings.model_validate(common), None
         return
-    with postgres_server() as url, own_redis() as broker, _fresh_database(url) as database_url:
+    with postgres_server() as url, own_redis() as broker, fresh_database(url, "nupes_chaos") as database_url:
         yield Settings.model_validate({**common, "database_url": database_url, "broker_url": broker.url}), broker
-
-
-@contextmanager
-def _fresh_database(url: str) -> Iterator[str]:
-    name = sql.Identifier(f"nupes_chaos_{secrets.token_hex(6)}")
-    base, _, query = url.partition("?")
-    with psycopg.connect(url, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {}").format(name))
-        try:
-            yield f"{base.rsplit('/', 1)[0]}/{name._obj[0]}" + (f"?{query}" if query else "")
-        finally:
-            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
 
 
 def _ends(system: System) -> Counter[str]:

@@ -116,12 +116,16 @@ def test_a_hostile_header_is_refused_quickly_with_the_value_that_was_wrong(case:
     assert time.monotonic() - started < 2
 
 
-def test_a_hundred_thousand_tensors_with_one_twice_are_refused_within_seconds() -> None:
+def test_of_a_hundred_thousand_tensors_the_one_named_twice_is_found_in_linear_time() -> None:
     entries = ",".join(f'"t{i}":{{"dtype":"U8","shape":[],"data_offsets":[{i},{i + 1}]}}' for i in range(100_000))
+    sound = head(f"{{{entries}}}".encode())
+    started = time.monotonic()
+    parse_header(sound, len(sound) + 100_000)
+    sound_s = time.monotonic() - started
     started = time.monotonic()
     with pytest.raises(UnsafeFileError, match="t99999"):
         parse_header(head(f'{{{entries},"t99999":{{}}}}'.encode()))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 5 * sound_s
 
 
 def test_the_length_alone_can_be_checked_before_more_is_fetched() -> None:
