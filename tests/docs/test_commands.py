@@ -96,6 +96,8 @@ def _runnable(command: Command) -> bool:
 
 NOT_RUN = {
     "nupes up": "the fixture does",
+    "NUPES_WEBHOOK_HTTP=true NUPES_WEBHOOK_NETWORKS=127.0.0.0/8 nupes up": "tests/worker/test_courier.py sets both",
+    "nupes webhooks create http://127.0.0.1:9000 --name local": "tests/worker/test_courier.py runs the example",
     "NUPES_DATA_DIR=restored nupes up": "tests/app/test_backup.py restores and starts",
     "python -m app.db.migrate": "every start of the service does",
     "nupes secrets set team --from-env HF_TOKEN": "tests/client/test_secrets.py sets",

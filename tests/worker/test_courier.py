@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import select, update
 
@@ -31,6 +32,7 @@ from nupes_client.schemas.webhooks import DeliveryErrorCode, DeliveryStatus, Dis
 from tests.app import receivers
 from tests.app.jobrows import add_job, add_model, add_tenant
 from tests.app.receivers import Handler, Receiver, receiver
+from tests.servers import free_port
 from tests.stack import as_environment
 from tests.worker.factory import REPOSITORY, wait_for, worker_process
 from worker.courier import LANE_THREADS, Courier
@@ -286,6 +288,41 @@ def test_a_message_whose_courier_died_between_sending_and_recording_is_sent_agai
     post.courier().work()
     assert [got.message_id for got in well.got] == [delivery_id] * 2
     assert post.read(delivery_id).status == DeliveryStatus.SUCCEEDED
+
+
+def test_the_receiver_of_the_examples_takes_what_is_signed_and_each_message_once(post: Post) -> None:
+    port = free_port()
+    webhook_id = post.webhook(f"http://127.0.0.1:{port}/")
+    with example_receiver(port, post.secrets[webhook_id]) as lines:
+        delivery_id = post.message(webhook_id)
+        post.courier().work()
+        assert post.read(delivery_id).status == DeliveryStatus.SUCCEEDED
+        post.set(delivery_id, status=DeliveryStatus.PENDING, next_attempt_at=now())
+        post.courier().work()
+        forged = {"webhook-id": "msg_x", "webhook-timestamp": str(int(time.time())), "webhook-signature": "v1,AAAA"}
+        assert httpx.post(f"http://127.0.0.1:{port}/", content=b"{}", headers=forged).status_code == 401
+    assert len(post.attempts(delivery_id)) == 2
+    assert [line.split()[0] for line in lines] == ["webhook.test"]
+
+
+@contextmanager
+def example_receiver(port: int, secret: str) -> Iterator[list[str]]:
+    """Run the example; what it printed after it began is in the list at the end."""
+    lines: list[str] = []
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "examples" / "webhook_receiver.py"), "--port", str(port)],
+        env={**os.environ, "NUPES_RECEIVER_SECRET": secret},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("listening")
+        yield lines
+    finally:
+        process.kill()
+        lines += process.stdout.read().splitlines()
+        process.wait()
 
 
 COURIER = """
