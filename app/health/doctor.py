@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
 
 from pydantic import ValidationError
+from sqlalchemy import make_url
 
 from app.db.session import Database
 from app.health.readiness import readiness
@@ -23,8 +25,20 @@ _HINTS = {
 }
 
 
+_PLACES: dict[str, Callable[[Settings], str]] = {
+    "database": lambda settings: settings.resolved_database_url,
+    "storage": lambda settings: settings.resolved_storage_url,
+    "broker": lambda settings: settings.broker_url or f"file://{settings.data_dir}",
+}
+"""Where a part of the service is."""
+
+_PREFIX = "NUPES_"
+_ALIKE = 0.8
+"""Of difflib: a letter or two wrong in a name of usual length."""
+
+
 def findings() -> Iterator[Finding]:
-    """Yield disk, database, storage, broker and workers; of a service that never ran here, the disk alone."""
+    """Yield misspelt settings, disk, database, storage, broker and workers; where no service ever ran, no parts."""
     try:
         settings = Settings()
     except ValidationError as error:
@@ -32,11 +46,23 @@ def findings() -> Iterator[Finding]:
         name = "NUPES_" + "_".join(map(str, first["loc"])).upper()
         yield Finding("settings", "problem", f"{name}: {first['msg']}", "app/settings.py has all settings.")
         return
+    yield from _misspelt(os.environ)
     yield _disk(settings)
     if not settings.database_url and not (settings.data_dir / "nupes.db").is_file():
         yield Finding("database", "ok", f"no service was started in {settings.data_dir} yet: `nupes up` makes one")
         return
     yield from _parts(settings)
+
+
+def _misspelt(names: Iterable[str]) -> Iterator[Finding]:
+    """Variables that are no setting but look like one: they would be ignored without a word."""
+    for name in sorted(names):
+        setting = name.removeprefix(_PREFIX).lower()
+        if not name.startswith(_PREFIX) or setting in Settings.model_fields:
+            continue
+        for meant in get_close_matches(setting, Settings.model_fields, 1, _ALIKE):
+            hint = f"Rename it to {_PREFIX}{meant.upper()}."
+            yield Finding("settings", "warning", f"{name} is not known, so it does nothing", hint)
 
 
 def _disk(settings: Settings) -> Finding:
@@ -61,4 +87,5 @@ def _parts(settings: Settings) -> Iterator[Finding]:
         database.dispose()
     for check in ready.checks:
         status = _STATUS[check.status]
-        yield Finding(check.name, status, check.detail or "", _HINTS[check.name] if status != "ok" else "")
+        detail = check.detail or make_url(_PLACES[check.name](settings)).render_as_string()
+        yield Finding(check.name, status, detail, _HINTS[check.name] if status != "ok" else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from datetime import datetime
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy.orm import Session
 
 from app.core.clock import now
+from app.db.tables import Worker
 from app.health import repository
 from app.settings import Settings
 from app.storage import BlobStore
@@ -44,8 +45,9 @@ class _ServiceCollector(Collector):
         """Query and yield."""
         yield InfoMetricFamily("nupes_build", "Release of the service.", {"version": __version__})
         yield self._jobs()
-        yield from self._queues()
-        yield self._workers()
+        workers = repository.workers(self.session)
+        yield from self._queues({worker.device_class for worker in workers})
+        yield self._workers(workers)
         yield from self._outbox()
         yield from self._webhooks()
         yield _gauge("nupes_expired_leases", "Running jobs whose worker is gone.", self._expired_leases())
@@ -61,27 +63,21 @@ class _ServiceCollector(Collector):
             family.add_metric([status.value], counts.get(status.value, 0))
         return family
 
-    def _queues(self) -> Iterator[Metric]:
+    def _queues(self, served: Set[str]) -> Iterator[Metric]:
+        """Queues with jobs, and those that workers serve: an alert on a series that comes and goes never ends."""
         depth = GaugeMetricFamily("nupes_queue_depth", "Jobs that wait.", labels=["device_class"])
         age = GaugeMetricFamily("nupes_queue_oldest_seconds", "Age of the oldest waiting job.", labels=["device_class"])
         waiting = {device_class: (count, oldest) for device_class, count, oldest in queues(self.session)}
-        # A class whose queue is empty says 0: an alert on a series that comes and goes never ends.
-        for device_class in sorted(waiting.keys() | {"cpu", *self._classes_of_workers()}):
+        for device_class in sorted(waiting.keys() | served | {"cpu"}):
             count, oldest = waiting.get(device_class, (0, None))
             depth.add_metric([device_class], count)
             age.add_metric([device_class], self._age(oldest))
         yield depth
         yield age
 
-    def _classes_of_workers(self) -> set[str]:
-        return {worker.device_class for worker in repository.workers(self.session)}
-
-    def _workers(self) -> Metric:
+    def _workers(self, workers: Iterable[Worker]) -> Metric:
         family = GaugeMetricFamily("nupes_workers", "Workers by class and status.", labels=["device_class", "status"])
-        counts = Counter(
-            (worker.device_class, status_of(worker, self.settings, self.moment))
-            for worker in repository.workers(self.session)
-        )
+        counts = Counter((worker.device_class, status_of(worker, self.settings, self.moment)) for worker in workers)
         for labels, count in sorted(counts.items()):
             family.add_metric(labels, count)
         return family

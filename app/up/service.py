@@ -57,6 +57,7 @@ class Service:
         prepare(folder)
         lock = FolderLock(folder)
         lock.acquire()
+        sys.stderr.write(f"starting NUPES on {folder} ...\n")
         others = os.umask(0o077)  # whatever we or our children write is for the owner alone, the database too
         try:
             with _listen(self._settings.host, self._settings.port) as listener:

@@ -50,6 +50,8 @@ def test_with_a_service_everything_is_looked_at(
     assert {name for name, each in found.items() if each["status"] == "problem"} == set()
     assert "Start one" in found["workers"]["hint"]
     assert "torch" in found["devices"]["detail"]
+    assert found["database"]["detail"] == f"sqlite:///{here / 'nupes.db'}"
+    assert all(each["detail"] for each in found.values())
     assert code == 0
 
 
@@ -77,6 +79,16 @@ def test_a_setting_that_makes_no_sense_is_named(
     code, found = diagnose(capsys)
     assert code == 6
     assert found["settings"]["detail"].startswith("NUPES_PORT: ")
+
+
+def test_a_setting_that_is_misspelt_is_told_and_what_others_read_is_not(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("NUPES_DATABSE_URL", "NUPES_URL", "NUPES_TEST_REDIS_URL"):
+        monkeypatch.setenv(name, "x")
+    _, found = diagnose(capsys)
+    assert found["settings"]["detail"] == "NUPES_DATABSE_URL is not known, so it does nothing"
+    assert found["settings"]["hint"] == "Rename it to NUPES_DATABASE_URL."
 
 
 def test_for_people_it_is_a_line_each(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
