@@ -137,12 +137,19 @@ def checked(response: httpx.Response) -> httpx.Response:
     raise api_error(_problem(response))
 
 
+_WITHOUT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
+"""What OpenSSL says, by its release and the first bytes of the answer, of one who speaks plain HTTP."""
+
+
 def unreachable(url: str, error: Exception) -> ServiceUnreachableError:
     """The exception for a request nobody answered."""
     reason = str(error) or type(error).__name__
-    return ServiceUnreachableError(
-        f"no answer from {url}: {reason}", hint="Is the service running (`nupes up`)? NUPES_URL says where to look."
-    )
+    hint = "Is the service running (`nupes up`)? NUPES_URL says where to look."
+    if any(sign in reason for sign in _WITHOUT_TLS):
+        hint = (
+            f"Something answers there without TLS: is it http{url.removeprefix('https')}? NUPES_URL says where to look."
+        )
+    return ServiceUnreachableError(f"no answer from {url}: {reason}", hint=hint)
 
 
 def _worth_repeating(response: httpx.Response, repeatable: bool) -> bool:

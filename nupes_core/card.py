@@ -146,7 +146,7 @@ def _figures(manifests: Manifests) -> str:
             *(f"{each['bits_per_weight']:.3f}" for each in totals.values()),
         ),
         ("Parameters", f"{first['params']:,}", *("" for _ in totals)),
-        ("Quantized of them", "", *(f"{each['coverage_pct']:.1f} %" for each in totals.values())),
+        ("Quantized of them", "", *(f"{each['coverage_pct']:.1f}%" for each in totals.values())),
         *_measured([manifest["metrics"] or {} for manifest in manifests.values()]),
     ]
     return _table(("", "original", *manifests), rows)

@@ -7,35 +7,28 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.core.problems import NotFoundError
 from app.db.tables import Job
 from app.jobs import repository
+from app.jobs.cautions import cautions
 from app.jobs.views import job_view, layer_view
+from nupes_client.schemas.jobs import Job as JobView
 from nupes_client.schemas.jobs import Layer
 from nupes_client.schemas.reports import ComparedJob, ComparedLayer, Difference, JobComparison
 
 
-def compare(session: Session, tenant_id: str, job_ids: Sequence[str]) -> JobComparison:
-    """Put jobs of the tenant side by side, in the order given.
-
-    Raises:
-        NotFoundError: one of them is not there.
-    """
-    found = {job.id: job for job in repository.get_many(session, tenant_id, job_ids)}
-    for job_id in job_ids:
-        if job_id not in found:
-            raise NotFoundError("job", job_id)
-    jobs = [found[job_id] for job_id in job_ids]
+def side_by_side(session: Session, jobs: Sequence[Job]) -> JobComparison:
+    """Put jobs side by side, in the order given."""
+    views = [job_view(job) for job in jobs]
     return JobComparison(
-        jobs=[_head(job) for job in jobs],
+        jobs=[_head(view) for view in views],
+        cautions=cautions(views),
         config=list(_differences([job.config for job in jobs])),
         layers=_layers([_layers_of(session, job) for job in jobs]),
     )
 
 
-def _head(job: Job) -> ComparedJob:
-    view = job_view(job)
-    return ComparedJob.model_validate({name: getattr(view, name) for name in ComparedJob.model_fields})
+def _head(job: JobView) -> ComparedJob:
+    return ComparedJob.model_validate({name: getattr(job, name) for name in ComparedJob.model_fields})
 
 
 def _differences(values: Sequence[Any], pointer: str = "") -> Iterator[Difference]:

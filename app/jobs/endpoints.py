@@ -21,7 +21,7 @@ from app.core.partial import partial_response
 from app.core.problems import ProblemError
 from app.core.security import JobsRead, JobsWrite
 from app.jobs import repository, service, shards, submission
-from app.jobs.compare import compare
+from app.jobs.compare import side_by_side
 from app.jobs.deps import ComparedIds, Filter, Reader, SubmissionContext, Wakes, Watcher
 from app.jobs.layers import layers_csv
 from app.jobs.logs import MEDIA_TYPES as LOG_MEDIA_TYPES
@@ -86,7 +86,7 @@ def list_jobs(principal: JobsRead, session: ReadSession, page: PageParams, narro
 @router.get("/compare", responses=problems(404))
 def compare_jobs(principal: JobsRead, session: ReadSession, ids: ComparedIds) -> JobComparison:
     """Jobs side by side: settings that differ, sizes, measured quality, and each layer's figures."""
-    return compare(session, principal.tenant_id, ids)
+    return side_by_side(session, service.get_in_order(session, principal.tenant_id, ids))
 
 
 @router.get("/{job_id}", response_model=Job, responses={304: {"description": "Not modified"}})

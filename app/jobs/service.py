@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sqlalchemy.orm import Session
 
@@ -26,6 +26,16 @@ def get(session: Session, tenant_id: str, job_id: str) -> Job:
         NotFoundError: there is none.
     """
     return _found(repository.get(session, tenant_id, job_id), job_id)
+
+
+def get_in_order(session: Session, tenant_id: str, job_ids: Sequence[str]) -> list[Job]:
+    """Return these jobs of the tenant, in one query.
+
+    Raises:
+        NotFoundError: one of them is not there.
+    """
+    found = {job.id: job for job in repository.get_many(session, tenant_id, job_ids)}
+    return [_found(found.get(job_id), job_id) for job_id in job_ids]
 
 
 def listing(session: Session, tenant_id: str, narrow: JobFilter, page: PageQuery) -> Page[JobView]:

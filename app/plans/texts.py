@@ -31,7 +31,6 @@ def check_texts(session: Session, store: BlobStore, tenant_id: str, spec: JobSpe
         ValidationProblem: one is not complete, is empty, or does not begin as UTF-8 (nor, to calibrate on, as Parquet
             or safetensors), or the model has no tokenizer to read it with.
     """
-    tokenizer_missing = _lacks_tokenizer(session, spec)
     for place, text, binary in _named(spec):
         pointer = f"{place}/upload_id"
         upload = uploads.get_complete(session, tenant_id, text.upload_id, pointer)
@@ -40,7 +39,7 @@ def check_texts(session: Session, store: BlobStore, tenant_id: str, spec: JobSpe
         if binary.match(head):
             continue
         _check_head(head, text.upload_id, pointer, whole=upload.size <= HEAD_BYTES)
-        if tokenizer_missing:
+        if _lacks_tokenizer(session, spec.model.id):
             raise ValidationProblem(
                 "the model has no tokenizer, so it can read no text",
                 code="tokenizer_missing",
@@ -49,8 +48,8 @@ def check_texts(session: Session, store: BlobStore, tenant_id: str, spec: JobSpe
             )
 
 
-def _lacks_tokenizer(session: Session, spec: JobSpec) -> bool:
-    names = list(models.hashes_of(session, spec.model.id)) if any(_named(spec)) else []
+def _lacks_tokenizer(session: Session, model_id: str) -> bool:
+    names = models.hashes_of(session, model_id)
     return bool(names) and not has_tokenizer(names)
 
 

@@ -45,7 +45,7 @@ def _sizes(result: JobResult) -> Iterator[Figure]:
     yield (
         "parameters quantized",
         number(result.params),
-        f"{number(result.quantized_params)} ({result.coverage_pct:.2f} %)",
+        f"{number(result.quantized_params)} ({result.coverage_pct:.2f}%)",
     )
 
 
@@ -55,7 +55,8 @@ def _quality(result: JobResult) -> Iterator[Figure]:
     before, after = result.metrics.baseline, result.metrics.quantized
     for label, name in _QUALITIES:
         if getattr(after, name) is not None:
-            yield label, number(getattr(before, name)), number(getattr(after, name))
+            shown = result.metrics.perplexity_name if name == "perplexity" else label
+            yield shown, number(getattr(before, name)), number(getattr(after, name))
 
 
 def format_table(result: JobResult | None) -> list[list[str]]:
@@ -70,7 +71,7 @@ def format_table(result: JobResult | None) -> list[list[str]]:
             each.format,
             number(each.bytes_after),
             number(each.bits_per_weight),
-            f"{each.coverage_pct:.2f} %",
+            f"{each.coverage_pct:.2f}%",
             *(number(getattr(quality, name, None)) for _, name in qualities),
         ]
         for each, quality in zip(result.formats, measured, strict=True)
@@ -109,13 +110,13 @@ def _has(quality: Quality | None, name: str) -> bool:
 def cases(job: Job) -> list[Case]:
     """One test case for each gate; and one for the job itself where it did not succeed, or has no gates."""
     error = _why(job)
-    if error is not None:
-        limits = job.config.gates.model_dump(exclude_none=True) if job.config.gates else {}
-        judged = [_gate_case(gate) for gate in job.gates]  # all but a push was done
-        return [Case("job", job.status, error=error), *judged] + (
-            [] if judged else [Case(gate, "", error="not measured") for gate in limits]
-        )
-    return [_gate_case(gate) for gate in job.gates] or [Case("job", job.status)]
+    judged = [_gate_case(gate, job) for gate in job.gates]
+    if error is None:
+        return judged or [Case("job", job.status)]
+    limits = job.config.gates.model_dump(exclude_none=True) if job.config.gates else {}
+    # A job that failed after its gates were judged had only its push left.
+    unjudged = [] if judged else [Case(_case_name(gate, job), "", error="not measured") for gate in limits]
+    return [Case("job", job.status, error=error), *judged, *unjudged]
 
 
 def worst(layers: Sequence[Layer]) -> list[Layer]:
@@ -130,6 +131,11 @@ def _why(job: Job) -> str | None:
     return f"{job.error.code}: {job.error.message}" if job.error else f"the job was {job.status}"
 
 
-def _gate_case(gate: GateResult) -> Case:
+def _gate_case(gate: GateResult, job: Job) -> Case:
     found = f"measured {number(gate.measured)}, limit {number(gate.limit)}"
-    return Case(gate.gate, found, failure=None if gate.passed else found)
+    return Case(_case_name(gate.gate, job), found, failure=None if gate.passed else found)
+
+
+def _case_name(gate: str, job: Job) -> str:
+    """Gates judge the format that was asked for first, which a pipeline that asks for several should see."""
+    return f"{gate} ({job.config.formats[0]})"

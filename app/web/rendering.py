@@ -14,6 +14,7 @@ from app.web import titles, words
 from app.web.navigation import current, entries
 from app.web.policy import HEADERS
 from app.web.static_files import HINT, missing_files
+from nupes_client import wording
 from nupes_client.files import MODEL_NAMES, MODEL_SUFFIXES
 from nupes_core import __version__
 
@@ -25,8 +26,8 @@ _PAGES.filters |= {
     "moment": words.moment,
     "isoformat": words.isoformat,
     "prose": words.prose,
-    "setting": words.setting,
-    "plain": words.plain,
+    "setting": wording.setting,
+    "plain": wording.plain,
     "model_name": titles.model_name,
     "wish": titles.wish,
     "title_of": titles.title,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from typing import Any
-from urllib.parse import parse_qsl, quote
+from urllib.parse import quote
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
@@ -19,7 +19,7 @@ from app.core import sessions
 from app.core.handlers import PROBLEMS
 from app.core.problems import ProblemError
 from app.web.policy import HEADERS
-from app.web.queries import tidy
+from app.web.queries import is_tidy, tidy
 from app.web.rendering import page
 
 LOGIN = "/login"
@@ -34,7 +34,7 @@ class PageRoute(APIRoute):
 
         async def with_error_pages(request: Request) -> Response:
             query = request.url.query
-            if request.method == "GET" and _has_gaps(query):
+            if request.method == "GET" and not is_tidy(query):
                 return RedirectResponse(f"{request.url.path}?{tidy(query)}".rstrip("?"), 303, headers=HEADERS)
             try:
                 return await handle(request)
@@ -55,11 +55,6 @@ def pages() -> APIRouter:
 def wants_html(request: Request) -> bool:
     """Whether a browser asks, or htmx for it."""
     return "text/html" in request.headers.get("accept", "") or "hx-request" in request.headers
-
-
-def _has_gaps(query: str) -> bool:
-    """Whether a form was sent with fields left empty, or with a label in one field."""
-    return any(not value or name == "label" for name, value in parse_qsl(query, keep_blank_values=True))
 
 
 def _problem(error: Exception) -> ProblemError | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 from markupsafe import Markup, escape
 
-_NOTHING = "–"
+from nupes_client.wording import NOTHING
+
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 _SPANS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 """Seconds and sign of a unit and of the one that follows it."""
@@ -18,7 +17,7 @@ _SPANS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 def size(count: float | None) -> str:
     """Bytes with three significant digits and a decimal unit."""
     if count is None:
-        return _NOTHING
+        return NOTHING
     value = float(count)
     for unit in _SIZES[:-1]:
         if abs(value) < 999.5:
@@ -30,7 +29,7 @@ def size(count: float | None) -> str:
 def span(seconds: float | None) -> str:
     """A duration in its two largest units."""
     if seconds is None:
-        return _NOTHING
+        return NOTHING
     if seconds < 10:
         return f"{max(seconds, 0):.1f} s"
     whole = round(seconds)
@@ -44,7 +43,7 @@ def span(seconds: float | None) -> str:
 def ago(moment_: datetime | None, current: datetime) -> str:
     """How long ago, in its largest unit."""
     if moment_ is None:
-        return _NOTHING
+        return NOTHING
     seconds = (current - moment_).total_seconds()
     if seconds < 0:
         return f"in {span(-seconds)}"
@@ -53,7 +52,7 @@ def ago(moment_: datetime | None, current: datetime) -> str:
 
 def moment(value: datetime | None) -> str:
     """A point in time to the second, UTC."""
-    return _NOTHING if value is None else f"{value:%Y-%m-%d %H:%M:%S} UTC"
+    return NOTHING if value is None else f"{value:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def isoformat(value: datetime) -> str:
@@ -64,21 +63,3 @@ def isoformat(value: datetime) -> str:
 def prose(text: str) -> Markup:
     """A sentence of a docstring: what stands in backticks becomes code."""
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704  # nosec B704
-
-
-def setting(pointer: str) -> str:
-    """The path of a setting in words: `/weights/group_size` is "weights: group size"."""
-    return ": ".join(part.replace("_", " ") for part in pointer.strip("/").split("/"))
-
-
-def plain(value: Any) -> str:
-    """A value of JSON without its marks."""
-    if value is None or value in ([], {}):
-        return _NOTHING
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name.replace('_', ' ')}: {plain(inner)}" for name, inner in value.items())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(plain(inner) for inner in value)
-    return str(value)

@@ -22,6 +22,7 @@ def artifacts(job_id: o.JobId, download: o.Fetch = None, json: o.Json = False) -
         ("file", "size", "sha256 begins", "artifact"),
         [(f"{item.format}/{item.path}", output.size(item.size), item.sha256[:12], item.id) for item in found],
         numbers=("size",),
+        empty="no files: the job has not written any",
     )
     if download is not None:
         output.print_line(f"files in {download}")

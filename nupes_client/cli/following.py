@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from nupes_client.cli import output
 from nupes_client.cli.exits import ExitCode, code_of, leave
+from nupes_client.cli.junit import unfinished
 from nupes_client.cli.output import write_file
 from nupes_client.cli.progress import job_progress, transfer
 from nupes_client.cli.summary import append_step_summary, show
-from nupes_client.errors import WaitTimeoutError
+from nupes_client.errors import NupesError, ServiceUnreachableError, WaitTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,14 +35,20 @@ class Keepsakes:
 def follow(client: Client, job: Job, *, timeout_s: float | None, keep: Keepsakes, as_json: bool) -> None:
     """Wait for a job, fetch what is wanted of it, report, and leave with the exit code it stands for.
 
+    Where the service does not answer any more, the job is reported as it was seen last.
+
     Raises:
         NupesExit: the job did not simply succeed, or had not ended in time.
     """
     try:
         job = _wait(client, job, timeout_s)
     except WaitTimeoutError as error:
-        _say_unfinished(client.jobs.get(job.id), error, as_json=as_json)
+        _say_unfinished(client.jobs.get(job.id), error, keep, as_json=as_json)
         leave(ExitCode.WAIT_TIMEOUT)
+    except ServiceUnreachableError as error:
+        _say_unfinished(job, error, keep, as_json=as_json)
+        output.note(f"job {job.id} was {job.status} when it was seen last; then: nupes job {job.id} --wait")
+        leave(ExitCode.USAGE)
     files: Sequence[Path] = ()
     if keep.junit is not None:
         write_file(keep.junit, client.jobs.report(job.id, "junit"))
@@ -73,9 +80,11 @@ def with_files(job: Job, files: Sequence[Path]) -> dict[str, Any]:
     return {**job.model_dump(mode="json"), "downloaded": [str(path) for path in files]}
 
 
-def _say_unfinished(job: Job, error: WaitTimeoutError, *, as_json: bool) -> None:
-    """Report a job that was not waited for any longer, as it stands."""
+def _say_unfinished(job: Job, error: NupesError, keep: Keepsakes, *, as_json: bool) -> None:
+    """Report a job that could not be waited for any longer, as it was seen last: a pipeline needs its id."""
     append_step_summary(job, None)
+    if keep.junit is not None:
+        write_file(keep.junit, unfinished(job, str(error)))
     output.complain(str(error), error.hint)
     if as_json:
         output.print_json(with_files(job, ()))

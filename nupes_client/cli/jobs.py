@@ -10,6 +10,7 @@ import typer
 from nupes_client.cli import options as o
 
 if TYPE_CHECKING:
+    from nupes_client.client import Client
     from nupes_client.schemas.jobs import Layer
 
 
@@ -46,9 +47,11 @@ def jobs(
                 limit=limit,
             )
         )
+        names = {} if json else _names_of_models(client, {job.config.model.id for job in found})
     if json:
         output.print_json(found)
         return
+    narrowed = status or model or label
     output.print_table(
         ("job", "status", "verdict", "bits", "model", "created (UTC)", "name"),
         [
@@ -57,13 +60,27 @@ def jobs(
                 job.status.value,
                 job.verdict,
                 job.config.weights.bits,
-                job.config.model.id,
+                names.get(job.config.model.id, job.config.model.id),
                 f"{job.created_at:%Y-%m-%d %H:%M:%S}",
                 job.name or "",
             )
             for job in found
         ],
+        empty="no such jobs" if narrowed else "no jobs yet; nupes quantize MODEL makes one",
     )
+
+
+def _names_of_models(client: Client, ids: set[str]) -> dict[str, str]:
+    """Names by id, of those among the newest models; none for a key that may not read models."""
+    from nupes_client.errors import ApiError
+    from nupes_client.resources.models import RECENT
+
+    if not ids:
+        return {}
+    try:
+        return {model.id: model.name for model in client.models.list(limit=RECENT) if model.id in ids}
+    except ApiError:
+        return {}
 
 
 def job(
@@ -177,6 +194,7 @@ def _print_layers(found: list[Layer]) -> None:
             for layer in found
         ],
         numbers=("bits", "group", "exponent", "SQNR dB", *further),
+        empty="no layers yet: they are told once the job has succeeded",
     )
 
 
@@ -220,4 +238,5 @@ def metrics(
             for each in found
         ],
         numbers=("points", "first", "best", "last"),
+        empty="no curves: nothing of this job was learnt on data yet",
     )

@@ -30,4 +30,5 @@ def models(limit: o.Limit = 20, json: o.Json = False) -> None:
             for model in found
         ],
         numbers=("parameters", "size"),
+        empty="no models yet; nupes upload FOLDER sends one",
     )

@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from nupes_client.errors import LocalFileError
+from nupes_client.wording import NOTHING
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
-NOTHING = "–"
 UNLIMITED = 10_000
 """Columns of a pipe."""
 
@@ -37,8 +37,17 @@ def print_json(value: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Iterable[str] = ()) -> None:
-    """Print a table; `numbers` names the columns that align right. Without a terminal: nothing is cut off."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Iterable[str] = (), empty: str = "(none)"
+) -> None:
+    """Print a table, or to people what `empty` says; without a terminal nothing is cut off.
+
+    Args:
+        columns: heads.
+        rows: cells of each row; None is shown as a dash.
+        numbers: heads of columns that align right.
+        empty: what to say where there are no rows, best what to do to have some.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     right = set(numbers)
     for place, column in enumerate(columns):
@@ -47,7 +56,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, num
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
     if not table.row_count:
-        note("(none)")
+        note(empty)
+        return
     console = stdout()
     if not console.is_terminal:
         console.width = UNLIMITED
@@ -57,6 +67,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, num
 def print_line(text: str) -> None:
     """Print a line of result."""
     stdout().print(text)
+
+
+def print_markdown(text: str) -> None:
+    """Print Markdown as it is meant to look."""
+    from rich.markdown import Markdown
+
+    stdout().print(Markdown(text))
 
 
 def note(text: str) -> None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nupes_client.cli import options as o
+from nupes_client.wording import NOTHING, plain, setting
 
 if TYPE_CHECKING:
     from nupes_client.client import Client
-    from nupes_client.schemas.reports import ComparedJob, ComparedLayer
+    from nupes_client.schemas.reports import ComparedJob, ComparedLayer, JobComparison
 
 FOLLOW_S = 20
 
@@ -51,23 +52,26 @@ def report(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there.", dir_okay=False)
     ] = None,
 ) -> None:
-    """Report on an ended job; JUnit has a test case for each gate."""
+    """Report on an ended job; JUnit has a test case for each gate. A terminal shows Markdown rendered."""
     from nupes_client.cli import output
     from nupes_client.client import Client
 
     with Client() as client:
         content = client.jobs.report(job_id, format_.value)
-    if target is None:
-        _write(content)
-    else:
+    if target is not None:
         output.write_file(target, content)
+    elif format_ is Report.MARKDOWN and output.stdout().is_terminal:
+        output.print_markdown(content.decode())
+    else:
+        _write(content)
 
 
 def compare(
     job_ids: Annotated[list[str], typer.Argument(metavar="JOB...", help="2 to 8 job ids.", show_default=False)],
+    all_layers: Annotated[bool, typer.Option("--all-layers", help="Also layers that are alike in all jobs.")] = False,
     json: o.Json = False,
 ) -> None:
-    """Put jobs side by side: settings that differ, sizes, quality, layers."""
+    """Put jobs side by side: settings that differ, sizes, quality, layers that differ."""
     from nupes_client.cli import output
     from nupes_client.client import Client
 
@@ -76,14 +80,31 @@ def compare(
     if json:
         output.print_json(found)
         return
+    for caution in found.cautions:
+        output.note(f"note: {caution}")
     heads = [job.name or job.id for job in found.jobs]
-    rows = [
-        *((name, *(shown(job) for job in found.jobs)) for name, shown in _FIGURES.items()),
-        *((each.pointer, *map(str, each.values)) for each in found.config),
-    ]
-    output.print_table(("", *heads), rows)
-    output.print_line("")
-    output.print_table(("layer: bits, SQNR dB", *heads), [(each.name, *_cells(each)) for each in found.layers])
+    output.print_table(("", *heads), [*_figure_rows(found), *_setting_rows(found)])
+    _print_layers(found, heads, all_layers=all_layers)
+
+
+def _figure_rows(found: JobComparison) -> list[tuple[str, ...]]:
+    return [(name, *map(shown, found.jobs)) for name, shown in _FIGURES.items()]
+
+
+def _setting_rows(found: JobComparison) -> list[tuple[str, ...]]:
+    return [(setting(each.pointer), *map(plain, each.values)) for each in found.config]
+
+
+def _print_layers(found: JobComparison, heads: list[str], *, all_layers: bool) -> None:
+    from nupes_client.cli import output
+
+    rows = [(each.name, *_cells(each)) for each in found.layers]
+    shown = [row for row in rows if all_layers or len(set(row[1:])) > 1]
+    if shown:
+        output.print_line("")
+        output.print_table(("layer: bits, SQNR dB", *heads), shown)
+    if len(shown) < len(rows):
+        output.note(f"{len(rows) - len(shown)} of {len(rows)} layers are alike in all jobs; --all-layers shows them")
 
 
 def _follow(client: Client, job_id: str, *, as_json: bool) -> None:
@@ -107,7 +128,7 @@ def _cells(each: ComparedLayer) -> list[str]:
     from nupes_client.cli import output
 
     return [
-        output.NOTHING if layer is None else f"{output.number(layer.bits)}, {output.fixed(layer.sqnr_db, 2)}"
+        NOTHING if layer is None else f"{output.number(layer.bits)}, {output.fixed(layer.sqnr_db, 2)}"
         for layer in each.layers
     ]
 
@@ -115,19 +136,22 @@ def _cells(each: ComparedLayer) -> list[str]:
 def _size(job: ComparedJob) -> str:
     from nupes_client.cli import output
 
-    return output.size(job.result.bytes_after) if job.result else output.NOTHING
+    return output.size(job.result.bytes_after) if job.result else NOTHING
 
 
 def _quality(name: str, job: ComparedJob) -> str:
     from nupes_client.cli import output
 
     metrics = job.result.metrics if job.result else None
-    return output.number(getattr(metrics.quantized, name)) if metrics else output.NOTHING
+    if metrics is None:
+        return NOTHING
+    sampled = name == "perplexity" and metrics.text_origin == "sampled"
+    return output.number(getattr(metrics.quantized, name)) + (" on sampled text" if sampled else "")
 
 
 _FIGURES: dict[str, Callable[[ComparedJob], str]] = {
     "status": lambda job: job.status.value,
-    "gates": lambda job: job.verdict or "–",
+    "gates": lambda job: job.verdict or NOTHING,
     "size": _size,
     "perplexity": lambda job: _quality("perplexity", job),
     "KL per token (nats)": lambda job: _quality("kl", job),

@@ -52,6 +52,7 @@ def list_secrets(json: o.Json = False) -> None:
     output.print_table(
         ("secret", "kind", "set (UTC)", "last used (UTC)"),
         [(each.name, each.kind, _moment(each.updated_at), _moment(each.last_used_at)) for each in found],
+        empty="no secrets yet; nupes secrets set NAME stores one",
     )
 
 

@@ -83,8 +83,9 @@ def result_rows(result: JobResult, format_: str = "nupes") -> list[Row]:
         return rows
     before, after = metrics.baseline.perplexity, metrics.quantized.perplexity
     if before and after:
-        label = "perplexity" if metrics.text_origin == "user" else "perplexity (sampled text)"
-        rows.append((label, output.number(before), output.number(after), f"{after / before - 1:+.2%}"))
+        rows.append(
+            (metrics.perplexity_name, output.number(before), output.number(after), f"{after / before - 1:+.2%}")
+        )
     if metrics.quantized.kl is not None:
         rows.append(("KL per token (nats)", "0", output.number(metrics.quantized.kl), ""))
     if metrics.quantized.top1_agreement is not None:

@@ -58,6 +58,7 @@ def list_webhooks(limit: o.Limit = 20, json: o.Json = False) -> None:
     output.print_table(
         ("webhook", "name", "url", "events", "state"),
         [(hook.id, hook.name or "", hook.url, " ".join(hook.events), _state(hook)) for hook in found],
+        empty="no webhooks yet; nupes webhooks create URL adds one",
     )
 
 
@@ -156,6 +157,7 @@ def deliveries(
             for each in found
         ],
         numbers=("attempts",),
+        empty="nothing was sent yet",
     )
 
 

@@ -30,4 +30,5 @@ def workers(json: o.Json = False) -> None:
             for worker in found
         ],
         numbers=("memory",),
+        empty="no worker is up, so jobs wait; nupes up brings its own, python -m worker starts one",
     )

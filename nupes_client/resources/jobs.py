@@ -13,6 +13,7 @@ import httpx
 
 from nupes_client.errors import ApiError
 from nupes_client.events import JobStream
+from nupes_client.resources.bodies import job_body
 from nupes_client.resources.paging import every
 from nupes_client.schemas.jobs import Job, JobCreate, JobEvent, JobMetrics, JobStatus, Layer, MetricSeries
 from nupes_client.schemas.reports import JobComparison, LogFormat, ReportFormat
@@ -50,8 +51,7 @@ class Jobs:
             pydantic.ValidationError: the mapping is no such body.
             ApiError: the service refused.
         """
-        if not isinstance(body, JobCreate):
-            body = JobCreate.model_validate({**body})
+        body = job_body(body)
         if idempotency_key is not None:
             return self._post(body, idempotency_key)
         job = self._post(body, natural_key(body))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nupes_client.resources.bodies import job_body
 from nupes_client.schemas.jobs import JobCreate
 from nupes_client.schemas.plans import Plan
 from nupes_client.transport import Transport
@@ -18,7 +19,6 @@ class Plans:
 
     def create(self, body: JobCreate | Mapping[str, Any]) -> Plan:
         """Ask what a job would do; changes nothing. A mapping is read as such a body, as `Jobs.create` does."""
-        if not isinstance(body, JobCreate):
-            body = JobCreate.model_validate({**body})
-        response = self._transport.request("POST", "/v1/plans", json=body.model_dump(mode="json"), repeatable=True)
+        wish = job_body(body).model_dump(mode="json")
+        response = self._transport.request("POST", "/v1/plans", json=wish, repeatable=True)
         return Plan.model_validate_json(response.content)

@@ -453,6 +453,11 @@ class MetricsPair(Response):
     baseline: Quality
     quantized: Quality
 
+    @property
+    def perplexity_name(self) -> str:
+        """What its perplexity is called: one of a text that the model wrote itself is lower than any other."""
+        return "perplexity" if self.text_origin == "user" else "perplexity (sampled text)"
+
 
 class FormatResult(Response):
     """What one format of a job holds, and how good it is."""

@@ -50,8 +50,11 @@ class ComparedLayer(Response):
 
 
 class JobComparison(Response):
-    """Jobs side by side; every list inside has one entry for each of `jobs`, in their order."""
+    """Jobs side by side; lists of values have one entry for each of `jobs`, in their order."""
 
     jobs: list[ComparedJob]
+    cautions: list[str] = Field(
+        [], description="What forbids to compare some figures, in sentences; the gravest first."
+    )
     config: list[Difference]
     layers: list[ComparedLayer]

@@ -92,7 +92,7 @@ def test_accept_decides_the_format_where_the_query_does_not(api: Api, accept: st
 def test_junit_has_a_test_case_for_each_gate(api: Api) -> None:
     suite = ET.fromstring(report(api, succeed(api, api.add_job(spec=SPEC, name="nightly")), "junit").text)
     cases = {case.get("name"): [child.tag for child in case] for case in suite.iter("testcase")}
-    assert cases == {"max_bytes": ["failure", "system-out"], "min_coverage_pct": ["system-out"]}
+    assert cases == {"max_bytes (nupes)": ["failure", "system-out"], "min_coverage_pct (nupes)": ["system-out"]}
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("2", "1", "0")
     failure = suite.find(".//failure")
     assert failure is not None
@@ -102,7 +102,11 @@ def test_junit_has_a_test_case_for_each_gate(api: Api) -> None:
 
 def test_junit_of_a_job_that_failed_has_errors_and_of_one_without_gates_the_job(api: Api) -> None:
     failed = ET.fromstring(report(api, fail(api, api.add_job(spec=SPEC)), "junit").text)
-    assert [case.get("name") for case in failed.iter("testcase")] == ["job", "max_bytes", "min_coverage_pct"]
+    assert [case.get("name") for case in failed.iter("testcase")] == [
+        "job",
+        "max_bytes (nupes)",
+        "min_coverage_pct (nupes)",
+    ]
     assert (failed.get("failures"), failed.get("errors")) == ("0", "3")
     error = failed.find(".//error")
     assert error is not None
@@ -186,7 +190,7 @@ def test_each_format_of_a_job_has_its_own_size_and_quality(api: Api) -> None:
     job_id = succeed(api, api.add_job(spec=SPEC), formats=formats)
     text = report(api, job_id, "markdown").text
     head = "| format | bytes | bits per quantized weight | parameters quantized | perplexity | KL per token, nats |\n"
-    rows = "| nupes | 300 | 4.25 | 97.00 % | 10.5 | 0.01 |\n| gguf | 1,400 | 4.25 | 97.00 % | 10.5 | 0.25 |\n"
+    rows = "| nupes | 300 | 4.25 | 97.00% | 10.5 | 0.01 |\n| gguf | 1,400 | 4.25 | 97.00% | 10.5 | 0.25 |\n"
     assert f"\n\n{head}|---|---:|---:|---:|---:|---:|\n{rows}\n" in text
     assert '<tr><td>gguf</td><td class="n">1,400</td>' in report(api, job_id, "html").text
     properties = {

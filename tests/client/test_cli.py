@@ -15,9 +15,12 @@ from xml.etree import ElementTree
 
 import pytest
 from pydantic import BaseModel
+from rich.console import Console
 
 from nupes_client.cli import histogram, output
 from nupes_client.cli.application import run
+from nupes_client.cli.exits import ExitCode, NupesExit
+from nupes_client.cli.following import Keepsakes, follow
 from nupes_client.cli.groups import ActivationOptions, CalibrationOptions, LearningOptions
 from nupes_client.cli.options import GATES, Optimize
 from nupes_client.cli.wish import Wish
@@ -53,10 +56,20 @@ def test_help_is_fast_and_loads_nothing_heavy() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for heavy in ("torch", "httpx", "fastapi", "sqlalchemy", "nupes_client.schemas"):
         assert f"'{heavy}'" not in loaded
-    began = time.monotonic()
     shown = subprocess.run([NUPES, "--help"], capture_output=True, text=True, check=True).stdout
-    assert time.monotonic() - began < 3  # alone on a core: 0.4 s
     assert all(command in shown for command in ("quantize", "upload", "artifacts", "up"))
+    # 0.4 s alone on a core, and slower where all is: held against the libraries that it can not do without.
+    assert _quickest([NUPES, "--help"]) < 5 * _quickest([sys.executable, "-c", "import typer, rich.table"])
+
+
+def _quickest(command: list[str]) -> float:
+    """The least of three runs, in seconds."""
+    spans = []
+    for _ in range(3):
+        began = time.monotonic()
+        subprocess.run(command, capture_output=True, check=True)
+        spans.append(time.monotonic() - began)
+    return min(spans)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +364,7 @@ def test_curves_are_told_in_a_line_each(
 
 def test_a_job_without_curves_has_none_to_show(job_id: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["metrics", job_id]) == 0
-    assert "(none)" in capsys.readouterr().err
+    assert "nothing of this job was learnt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("learnt", [True, False])
@@ -471,6 +484,29 @@ def test_a_pipeline_gets_a_test_case_for_each_gate(
     assert any("max_bytes" in str(case.get("name")) for case in suite.iter("testcase"))
 
 
+def test_a_pipeline_that_waited_too_long_has_a_report_with_the_id_of_the_job(job_id: str, tmp_path: Path) -> None:
+    target = tmp_path / "nupes.xml"
+    assert run(["job", job_id, "--wait", "--timeout", "0.2", "--junit", str(target)]) == 5
+    (suite,) = ElementTree.parse(target).getroot()
+    (error,) = suite.iter("error")
+    assert (error.get("type"), suite.get("errors")) == ("job_queued", "1")
+    assert job_id in str(error.get("message"))
+    assert {each.get("name"): each.get("value") for each in suite.iter("property")}["job"] == job_id
+
+
+def test_a_service_that_goes_away_while_one_waits_does_not_take_the_id_along(
+    client: Client, job_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = client.jobs.get(job_id)
+    with Client("http://127.0.0.1:9", "npk_none", attempts=1) as gone, pytest.raises(NupesExit) as left:
+        follow(gone, job, timeout_s=5, keep=Keepsakes(junit=tmp_path / "nupes.xml"), as_json=True)
+    assert left.value.code is ExitCode.USAGE
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["id"] == job_id
+    assert f"nupes job {job_id} --wait" in printed.err
+    assert job_id in (tmp_path / "nupes.xml").read_text()
+
+
 def test_ctrl_c_while_waiting_leaves_the_job_running(job_id: str, client: Client) -> None:
     process = subprocess.Popen(
         [NUPES, "job", job_id, "--wait"],
@@ -557,17 +593,27 @@ def test_usage_and_audit_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_report_goes_to_stdout_or_into_a_file(
-    service: RunningService, job_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    service: RunningService,
+    job_id: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert run(["report", job_id]) == 6
     assert "only an ended job" in capsys.readouterr().err
     work.succeed(service.database, job_id, gate_passed=False)
     assert run(["report", job_id]) == 0
     assert "| max\\_bytes |" in capsys.readouterr().out
+    with monkeypatch.context() as terminal:
+        terminal.setattr(output, "stdout", lambda: Console(force_terminal=True, width=100))
+        assert run(["report", job_id]) == 0
+    rendered = capsys.readouterr().out
+    assert "max_bytes" in rendered
+    assert "\\_" not in rendered
     assert run(["report", job_id, "--format", "junit", "-o", str(tmp_path / "gates.xml")]) == 0
     assert capsys.readouterr().out == ""
     suite = ElementTree.parse(tmp_path / "gates.xml").getroot()
-    assert [case.get("name") for case in suite.iter("testcase")] == ["max_bytes"]
+    assert [case.get("name") for case in suite.iter("testcase")] == ["max_bytes (nupes)"]
     assert run(["report", job_id, "-o", str(tmp_path / "gates.xml" / "below-a-file")]) == 6
 
 
@@ -596,12 +642,40 @@ def test_jobs_are_put_side_by_side(
     other = client.jobs.create(JobCreate(model=client.jobs.get(job_id).config.model, weights=WeightSpec(bits=3)))
     assert run(["compare", job_id, other.id]) == 0
     shown = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
-    assert shown["/weights/bits"] == ["4", "3"]
+    assert shown["weights:"] == ["bits", "4", "3"]
     assert shown["status"] == ["succeeded", "queued"]
     assert shown["blocks.0"] == ["4,", "20.50", "–"]
     assert run(["compare", job_id, other.id, "--json"]) == 0
-    assert [job["id"] for job in json.loads(capsys.readouterr().out)["jobs"]] == [job_id, other.id]
+    compared = json.loads(capsys.readouterr().out)
+    assert [job["id"] for job in compared["jobs"]] == [job_id, other.id]
+    assert compared["cautions"] == ["2 of 2 jobs have no measure of quality, and no dot in the chart of it."]
     assert run(["compare", job_id]) == 6
+
+
+def test_layers_that_are_alike_in_all_jobs_are_left_out_unless_asked_for(
+    service: RunningService, client: Client, job_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = client.jobs.create(JobCreate(model=client.jobs.get(job_id).config.model, weights=WeightSpec(bits=3)))
+    for each, sqnr_db in ((job_id, 20.0), (other.id, 9.0)):
+        layers = [make_layer("alike", sqnr_db=20.5), make_layer("unlike", sqnr_db=sqnr_db)]
+        work.succeed(service.database, each, layers=layers)
+    assert run(["compare", job_id, other.id]) == 0
+    printed = capsys.readouterr()
+    assert "unlike" in printed.out
+    assert "alike" not in printed.out
+    assert "1 of 2 layers are alike" in printed.err
+    assert run(["compare", job_id, other.id, "--all-layers"]) == 0
+    assert "alike" in capsys.readouterr().out
+
+
+def test_jobs_are_listed_by_the_names_of_their_models(
+    client: Client, job_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = client.models.get(client.jobs.get(job_id).config.model.id)
+    assert run(["jobs"]) == 0
+    assert f" {model.name} " in capsys.readouterr().out
+    assert run(["jobs", "--status", "failed"]) == 0
+    assert capsys.readouterr() == ("", "no such jobs\n")
 
 
 def test_a_retry_names_the_job_it_repeats(

@@ -96,7 +96,7 @@ def test_the_action_ends_as_the_gates_do_and_leaves_outputs_report_and_summary(
     assert outputs == {"job-id": job.id, "status": "succeeded", "verdict": verdict, "bytes-after": "300000"}
     assert (job.config.weights.bits, job.config.weights.group_size, job.name) == (3, 32, "from a pipeline")
     cases = ElementTree.parse(tmp_path / "nupes-report.xml").getroot().iter("testcase")
-    assert "max_bytes" in [case.get("name") for case in cases]
+    assert "max_bytes (nupes)" in [case.get("name") for case in cases]
     assert "### NUPES" in (tmp_path / "summary.md").read_text()
 
 

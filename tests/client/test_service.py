@@ -16,6 +16,7 @@ from nupes_client.errors import (
     InvalidRequestError,
     LocalFileError,
     NotFoundError,
+    ServiceUnreachableError,
     WaitTimeoutError,
 )
 from nupes_client.files import sha256_of
@@ -176,6 +177,13 @@ def test_waiting_sees_each_state_and_returns_the_end(client: Client, model: Mode
     assert [item.status.value for item in seen][:1] == ["queued"]
     assert 0.5 in [item.progress.fraction for item in seen]
     assert seen[-1].is_terminal
+
+
+def test_https_to_a_service_without_tls_says_which_address_to_try(service: RunningService, key: str) -> None:
+    secure = service.url.replace("http://", "https://")
+    with Client(secure, key, attempts=1) as client, pytest.raises(ServiceUnreachableError) as caught:
+        client.readiness()
+    assert f"is it {service.url}?" in str(caught.value.hint)
 
 
 def test_waiting_too_long_leaves_the_job_alone(client: Client, model: Model) -> None:

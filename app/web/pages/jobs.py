@@ -13,14 +13,14 @@ from app.core.deps import ReadSession
 from app.core.pagination import MAX_LIMIT, PageParams, PageQuery
 from app.core.problems import ValidationProblem
 from app.core.security import JobsRead
-from app.jobs import endpoints as jobs
 from app.jobs import repository, service
+from app.jobs.compare import side_by_side
 from app.jobs.deps import MOST_COMPARED, Filter, compared
 from app.jobs.logs import TYPES as LOG_TYPES
 from app.jobs.logs import log_content
 from app.jobs.metrics import MIN_POINTS, read_metrics
 from app.jobs.views import event_view, job_view, layer_view
-from app.web.cautions import cautions
+from app.models import endpoints as models
 from app.web.queries import without_cursor
 from app.web.rendering import page
 from app.web.routing import pages
@@ -41,19 +41,21 @@ async def _chosen(ids: Annotated[list[str] | None, Query()] = None) -> list[str]
 Chosen = Annotated[list[str], Depends(_chosen)]
 router = pages()
 _LOG_LINES = 200
-_ALL_FILES = PageQuery(limit=MAX_LIMIT, after=None)
+_AT_MOST = PageQuery(limit=MAX_LIMIT, after=None)
 
 
 @router.get("/jobs")
 def show_jobs(request: Request, who: JobsRead, session: ReadSession, params: PageParams, narrow: Filter) -> Response:
     """The list, with the filters of the API."""
     found = service.listing(session, who.tenant_id, narrow, params)
+    known = models.list_models(who, session, _AT_MOST).data if who.may("models:read") else []
     first_label = next((f"{name}={value}" for name, value in narrow.labels.items()), "")
     return page(
         request,
         "jobs.html",
         jobs=found,
         names=names_of_models(session, who, found.data),
+        models=known,
         narrow=narrow,
         statuses=list(JobStatus),
         first_label=first_label,
@@ -65,15 +67,14 @@ def show_jobs(request: Request, who: JobsRead, session: ReadSession, params: Pag
 @router.get("/jobs/compare")
 def show_comparison(request: Request, who: JobsRead, session: ReadSession, ids: Chosen) -> Response:
     """Jobs side by side."""
-    comparison = jobs.compare_jobs(who, session, ids)
-    views = [job_view(service.get(session, who.tenant_id, job.id)) for job in comparison.jobs]
+    found = service.get_in_order(session, who.tenant_id, ids)
+    views = [job_view(job) for job in found]
     return page(
         request,
         "compare.html",
-        comparison=comparison,
+        comparison=side_by_side(session, found),
         jobs=views,
         names=names_of_models(session, who, views),
-        cautions=cautions(views),
     )
 
 
@@ -94,7 +95,7 @@ def show_job(job_id: str, request: Request, who: JobsRead, session: ReadSession)
         log_bytes=len(log_content(log, "text", None)),
         layers=[layer_view(layer) for layer in repository.layers(session, job_id, -1, None)],
         curves=read_metrics(session, job_id, [], MIN_POINTS).data,
-        files=list_job_artifacts(job_id, who, session, _ALL_FILES).data if may_fetch else [],
+        files=list_job_artifacts(job_id, who, session, _AT_MOST).data if may_fetch else [],
         last_event=max((event.seq for event in events), default=0),
         url=str(request.base_url).rstrip("/"),
     )
