@@ -19,6 +19,7 @@ form.addEventListener("submit", (event) => {
   if (document.getElementById("model-id").value) return;
   event.preventDefault();
   event.stopPropagation(); // nothing to send yet
+  stopLooking();
   showErrors(form, [{ pointer: "/model/id", message: "Choose a model" }]);
   document.getElementById("model-id").focus();
 });
@@ -47,6 +48,12 @@ onStored(({ name }) => {
   soon();
 });
 soon();
+
+// What was on its way would wipe out what is said now.
+function stopLooking() {
+  clearTimeout(waiting);
+  asked?.abort();
+}
 
 function soon() {
   clearTimeout(waiting);
