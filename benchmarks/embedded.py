@@ -22,7 +22,8 @@ import psutil
 from machine import describe, write_results
 
 from nupes_client.client import Client
-from nupes_client.schemas.jobs import JobCreate, JobStatus, ModelRef
+from nupes_client.schemas.jobs import JobStatus
+from nupes_client.schemas.specs import JobCreate, ModelRef
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

@@ -36,7 +36,8 @@ from app.db.session import Database  # noqa: E402
 from app.settings import Settings  # noqa: E402
 from app.up.firstkey import make_key  # noqa: E402
 from nupes_client.client import Client  # noqa: E402
-from nupes_client.schemas.jobs import JobCreate, JobStatus, ModelRef  # noqa: E402
+from nupes_client.schemas.jobs import JobStatus  # noqa: E402
+from nupes_client.schemas.specs import JobCreate, ModelRef  # noqa: E402
 from tests.databases import fresh_database  # noqa: E402
 from tests.servers import free_port, postgres_server, redis_server  # noqa: E402
 

@@ -29,7 +29,8 @@ from machine import RESULTS, describe, write_results
 from service_lane import BROKERS, LANES, REPOSITORY, Api, cpu_s, fill, open_lane, past_id, running, running_api
 from service_uploads import measure as measure_uploads
 
-from nupes_client.schemas.jobs import JobCreate, JobStatus, ModelRef
+from nupes_client.schemas.jobs import JobStatus
+from nupes_client.schemas.specs import JobCreate, ModelRef
 
 Figures = dict[str, Any]
 

@@ -14,8 +14,9 @@ from app.jobs import shards
 from app.plans.translate import quantization_config
 from app.settings import Settings
 from app.workers.capacity import count_taking
-from nupes_client.schemas.jobs import CalibrationSpec, JobSpec, ShardStatus, TextRef
+from nupes_client.schemas.jobs import ShardStatus
 from nupes_client.schemas.problems import JobErrorCode
+from nupes_client.schemas.specs import CalibrationSpec, JobSpec, TextRef
 from nupes_core.modelfolder import CONFIG_NAME
 from worker.failures import JobFailedError
 from worker.phases import Timeline

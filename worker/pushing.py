@@ -13,8 +13,8 @@ from app.db.tables import Artifact, Job
 from app.jobs.transitions import Fence
 from app.secrets.sealing import MissingSecretError, take
 from app.settings import Settings
-from nupes_client.schemas.jobs import JobSpec
 from nupes_client.schemas.problems import JobErrorCode
+from nupes_client.schemas.specs import JobSpec
 from worker.failures import JobFailedError
 from worker.supervisor import Stop, StoppedError
 

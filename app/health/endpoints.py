@@ -12,8 +12,8 @@ from app.core.security import Authenticated
 from app.health import metrics
 from app.health.readiness import readiness
 from app.settings import Settings
-from nupes_client.schemas.jobs import Format, JobSpec, OptimizeSpec
 from nupes_client.schemas.operations import Capabilities, Readiness
+from nupes_client.schemas.specs import Format, JobSpec, OptimizeSpec
 from nupes_core import __version__
 from nupes_core.config import MAX_BITS, MIN_BITS
 

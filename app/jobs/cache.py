@@ -24,7 +24,8 @@ from app.jobs.views import counted_layer_view
 from app.models import repository as models
 from app.storage import BlobStore
 from app.uploads import repository as uploads
-from nupes_client.schemas.jobs import JobResult, JobSpec
+from nupes_client.schemas.jobs import JobResult
+from nupes_client.schemas.specs import JobSpec
 from nupes_core.codeversion import code_version
 
 _NOT_OF_THE_RESULT = {"model", "gates", "push_to_hub"}

@@ -34,8 +34,9 @@ from app.jobs.stream import event_stream, resume_point
 from app.jobs.views import JOBS_PATH, counted_layer_view, event_view, job_view, layer_view, shard_view
 from nupes_client.schemas.audit import AuditAction
 from nupes_client.schemas.base import Page
-from nupes_client.schemas.jobs import Job, JobCreate, JobEvent, JobMetrics, JobPatch, JobStatus, Layer, Shard
+from nupes_client.schemas.jobs import Job, JobEvent, JobMetrics, JobPatch, JobStatus, Layer, Shard
 from nupes_client.schemas.reports import JobComparison, LogFormat
+from nupes_client.schemas.specs import JobCreate
 
 router = APIRouter(prefix=JOBS_PATH, tags=["jobs"])
 

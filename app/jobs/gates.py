@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from nupes_client.schemas.jobs import GateResult, GatesSpec, JobResult
+from nupes_client.schemas.jobs import GateResult, JobResult
+from nupes_client.schemas.specs import GatesSpec
 
 Verdict = Literal["passed", "failed"]
 

@@ -19,17 +19,9 @@ from app.core.clock import now
 from app.db.tables import Artifact, Job, JobLayer
 from app.jobs.gates import evaluate_gates
 from app.jobs.transitions import AT_START, Fence, enqueue, record, transition
-from nupes_client.schemas.jobs import (
-    JobError,
-    JobPhase,
-    JobResult,
-    JobSpec,
-    JobStatus,
-    Layer,
-    ProgressInfo,
-    Pushed,
-)
+from nupes_client.schemas.jobs import JobError, JobPhase, JobResult, JobStatus, Layer, ProgressInfo, Pushed
 from nupes_client.schemas.problems import JobErrorCode
+from nupes_client.schemas.specs import JobSpec
 from nupes_core.codeversion import code_version
 
 _UNHELD: dict[str, Any] = {"lease_owner": None, "lease_until": None, "worker_id": None}

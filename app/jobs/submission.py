@@ -23,7 +23,8 @@ from app.plans.datasets import pin_dataset
 from app.plans.service import Prepared, prepare
 from app.settings import Settings
 from app.storage import BlobStore
-from nupes_client.schemas.jobs import JobCreate, JobSpec, JobStatus
+from nupes_client.schemas.jobs import JobStatus
+from nupes_client.schemas.specs import JobCreate, JobSpec
 
 log = structlog.get_logger(__name__)
 

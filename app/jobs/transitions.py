@@ -14,7 +14,8 @@ from app.db.tables import Job, JobEvent, OutboxMessage, Tenant, Worker
 from app.jobs import repository
 from app.usage import ledger
 from app.webhooks.announce import announce
-from nupes_client.schemas.jobs import QUEUE_TIMEOUT_S, TERMINAL_STATUSES, JobStatus
+from nupes_client.schemas.jobs import TERMINAL_STATUSES, JobStatus
+from nupes_client.schemas.specs import QUEUE_TIMEOUT_S
 
 LEGAL: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset(

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from app.core.problems import ProblemError, ValidationProblem
 from app.settings import Settings
-from nupes_client.schemas.jobs import DatasetRef, JobSpec
+from nupes_client.schemas.specs import DatasetRef, JobSpec
 
 S = TypeVar("S", bound=JobSpec)
 

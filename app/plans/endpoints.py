@@ -9,8 +9,8 @@ from app.core.openapi import problems
 from app.core.security import JobsRead
 from app.plans import service
 from app.plans.datasets import pin_dataset
-from nupes_client.schemas.jobs import JobCreate
 from nupes_client.schemas.plans import Plan
+from nupes_client.schemas.specs import JobCreate
 
 router = APIRouter(prefix="/v1/plans", tags=["plans"])
 

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from app.core.problems import ProblemError, ValidationProblem
 from app.secrets import repository
 from app.settings import Settings
-from nupes_client.schemas.jobs import JobSpec
+from nupes_client.schemas.specs import JobSpec
 
 
 def check_push(session: Session, settings: Settings, tenant_id: str, spec: JobSpec) -> None:

@@ -17,8 +17,8 @@ from app.plans.translate import quantization_config
 from app.settings import Settings
 from app.storage import BlobStore
 from app.workers.capacity import Capacity, choose_class
-from nupes_client.schemas.jobs import Device, JobCreate, JobSpec
 from nupes_client.schemas.plans import Plan, PlannedFormat, PlannedLayer
+from nupes_client.schemas.specs import Device, JobCreate, JobSpec
 from nupes_core.config import QuantizationConfig
 from nupes_core.errors import NoQuantizableLayersError, UnsupportedArchitectureError
 from nupes_core.plan import Plan as CorePlan

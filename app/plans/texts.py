@@ -12,7 +12,7 @@ from app.core.problems import ValidationProblem
 from app.models import repository as models
 from app.storage import BlobStore
 from app.uploads import service as uploads
-from nupes_client.schemas.jobs import JobSpec, TextRef
+from nupes_client.schemas.specs import JobSpec, TextRef
 from nupes_core.modelfolder import has_tokenizer
 
 HEAD_BYTES = 64 << 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nupes_client.schemas.jobs import JobSpec
+from nupes_client.schemas.specs import JobSpec
 from nupes_core.config import (
     ActivationConfig,
     CalibrationConfig,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nupes_client.schemas.jobs import JobCreate
+from nupes_client.schemas.specs import JobCreate
 from nupes_core import __version__
 
 Words = Iterator[str]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nupes_client.schemas.jobs import JobCreate, ModelRef
+from nupes_client.schemas.specs import JobCreate, ModelRef
 
 _ELSEWHERE = frozenset({"/model", "/method", "/target"})
 """Chosen in another way, or with nothing to choose."""

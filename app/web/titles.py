@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 
 from app.core.security import Principal
 from app.models import service as models
-from nupes_client.schemas.jobs import Job, JobSpec
+from nupes_client.schemas.jobs import Job
+from nupes_client.schemas.specs import JobSpec
 
 _SHORT_ID = 12
 """Letters of an id that stands where a name is not known: the model is gone, or not for this key to read."""

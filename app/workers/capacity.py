@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.core.clock import now
 from app.db.tables import Worker
 from app.workers import repository
-from nupes_client.schemas.jobs import Device
+from nupes_client.schemas.specs import Device
 
 SEEN = timedelta(seconds=60)
 """A worker that did not report in for this long is not counted on."""

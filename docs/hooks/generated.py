@@ -11,7 +11,7 @@ import typer
 from app.main import create_app
 from app.settings import Settings
 from nupes_client.cli.application import app as cli
-from nupes_client.schemas.jobs import JobCreate
+from nupes_client.schemas.specs import JobCreate
 
 Schema = Mapping[str, Any]
 

@@ -74,7 +74,7 @@ class Format(StrEnum):
 
 
 GATES = ("max_perplexity_increase_pct", "max_kl", "min_top1_agreement", "max_bytes", "min_coverage_pct")
-"""The fields of `nupes_client.schemas.jobs.GatesSpec`, which help must not load."""
+"""The fields of `nupes_client.schemas.specs.GatesSpec`, which help must not load."""
 
 _WEIGHTS, _LEARNING, _CALIBRATION = "Weights", "Learning on data", "Calibration data"
 _ACTIVATIONS, _EVALUATION, _JOB = "Activations", "Evaluation", "Job"

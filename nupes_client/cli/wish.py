@@ -12,7 +12,7 @@ from nupes_client.cli.options import GATES
 from nupes_client.errors import NupesError
 
 if TYPE_CHECKING:
-    from nupes_client.schemas.jobs import JobCreate
+    from nupes_client.schemas.specs import JobCreate
 
 
 OPTIONS: dict[tuple[str | int, ...], str] = {
@@ -110,7 +110,7 @@ class Wish:
         """
         from pydantic import ValidationError
 
-        from nupes_client.schemas.jobs import JobCreate
+        from nupes_client.schemas.specs import JobCreate
 
         fields = {name: value for group in self.groups for name, value in group.body(uploads).items()}
         try:

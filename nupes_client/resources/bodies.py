@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nupes_client.schemas.jobs import JobCreate
+from nupes_client.schemas.specs import JobCreate
 
 
 def job_body(wish: JobCreate | Mapping[str, Any]) -> JobCreate:

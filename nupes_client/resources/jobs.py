@@ -15,8 +15,9 @@ from nupes_client.errors import ApiError
 from nupes_client.events import JobStream
 from nupes_client.resources.bodies import job_body
 from nupes_client.resources.paging import every
-from nupes_client.schemas.jobs import Job, JobCreate, JobEvent, JobMetrics, JobStatus, Layer, MetricSeries
+from nupes_client.schemas.jobs import Job, JobEvent, JobMetrics, JobStatus, Layer, MetricSeries
 from nupes_client.schemas.reports import JobComparison, LogFormat, ReportFormat
+from nupes_client.schemas.specs import JobCreate
 from nupes_client.transport import Transport
 from nupes_client.waiting import Waiter
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nupes_client.resources.bodies import job_body
-from nupes_client.schemas.jobs import JobCreate
 from nupes_client.schemas.plans import Plan
+from nupes_client.schemas.specs import JobCreate
 from nupes_client.transport import Transport
 
 

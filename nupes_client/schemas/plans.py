@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from nupes_client.schemas.base import Response
-from nupes_client.schemas.jobs import JobSpec
+from nupes_client.schemas.specs import JobSpec
 
 
 class PlannedLayer(Response):

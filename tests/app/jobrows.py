@@ -13,7 +13,8 @@ from app.db.tables import Job, Model, Tenant
 from app.jobs import transitions
 from app.jobs.outcomes import PublishedFile
 from app.jobs.transitions import Fence
-from nupes_client.schemas.jobs import JobResult, JobSpec, Layer, MetricsPair, Quality
+from nupes_client.schemas.jobs import JobResult, Layer, MetricsPair, Quality
+from nupes_client.schemas.specs import JobSpec
 
 
 def add_tenant(database: Database) -> str:

@@ -22,8 +22,9 @@ from app.plans.texts import HEAD_BYTES
 from app.plans.translate import quantization_config
 from app.settings import Settings
 from app.uploads import service as uploads
-from nupes_client.schemas.jobs import JobCreate, JobError, JobSpec
+from nupes_client.schemas.jobs import JobError
 from nupes_client.schemas.problems import JobErrorCode
+from nupes_client.schemas.specs import JobCreate, JobSpec
 from nupes_core.header import TensorSpec
 from tests.app.api import Api, open_api
 from tests.app.jobrows import claim, make_file, make_layer, make_result, read_job

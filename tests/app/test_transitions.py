@@ -16,8 +16,9 @@ from app.db.tables import Artifact, Job, JobEvent, JobLayer, OutboxMessage
 from app.jobs import outcomes, transitions
 from app.jobs.gates import evaluate_gates
 from app.jobs.transitions import LEGAL, Fence, IllegalTransitionError, StaleFenceError, record, renew, transition
-from nupes_client.schemas.jobs import TERMINAL_STATUSES, GatesSpec, JobError, JobPhase, JobStatus, ProgressInfo
+from nupes_client.schemas.jobs import TERMINAL_STATUSES, JobError, JobPhase, JobStatus, ProgressInfo
 from nupes_client.schemas.problems import JobErrorCode
+from nupes_client.schemas.specs import GatesSpec
 from tests.app.jobrows import claim, make_file, make_layer, make_metrics, make_result, new_job, read_job
 
 THREADS = 8

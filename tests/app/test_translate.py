@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.plans.translate import quantization_config
-from nupes_client.schemas.jobs import CalibrationSpec, JobSpec, ModelRef, WeightSpec
+from nupes_client.schemas.specs import CalibrationSpec, JobSpec, ModelRef, WeightSpec
 from nupes_core.config import (
     ActivationConfig,
     CalibrationConfig,

@@ -20,7 +20,8 @@ from app.db.tables import Job
 from app.settings import Settings
 from nupes_client.client import Client
 from nupes_client.errors import NupesError
-from nupes_client.schemas.jobs import JobCreate, JobStatus
+from nupes_client.schemas.jobs import JobStatus
+from nupes_client.schemas.specs import JobCreate
 from nupes_client.schemas.webhooks import WebhookEvent
 from tests.app.receivers import Receiver, receiver
 from tests.chaos.brokers import Broker, Folders

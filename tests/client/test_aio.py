@@ -14,7 +14,8 @@ from nupes_client import AsyncClient
 from nupes_client.client import Client
 from nupes_client.errors import NotFoundError
 from nupes_client.files import sha256_of
-from nupes_client.schemas.jobs import JobCreate, JobEvent, JobStatus, ModelRef
+from nupes_client.schemas.jobs import JobEvent, JobStatus
+from nupes_client.schemas.specs import JobCreate, ModelRef
 from tests.client import work
 from tests.client.conftest import RunningService
 

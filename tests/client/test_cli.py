@@ -25,14 +25,14 @@ from nupes_client.cli.groups import ActivationOptions, CalibrationOptions, Learn
 from nupes_client.cli.options import GATES, Optimize
 from nupes_client.cli.wish import Wish
 from nupes_client.client import Client
-from nupes_client.schemas.jobs import (
+from nupes_client.schemas.jobs import JobStatus
+from nupes_client.schemas.specs import (
     ActivationSpec,
     CalibrationSpec,
     DatasetRef,
     GatesSpec,
     JobCreate,
     JobSpec,
-    JobStatus,
     ModelRef,
     OptimizeSpec,
     WeightSpec,

@@ -20,8 +20,9 @@ from nupes_client.errors import (
     WaitTimeoutError,
 )
 from nupes_client.files import sha256_of
-from nupes_client.schemas.jobs import Job, JobCreate, JobStatus, ModelRef
+from nupes_client.schemas.jobs import Job, JobStatus
 from nupes_client.schemas.models import Model
+from nupes_client.schemas.specs import JobCreate, ModelRef
 from nupes_client.schemas.uploads import UploadStatus
 from tests.app.jobrows import make_layer
 from tests.client import work

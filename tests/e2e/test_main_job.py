@@ -13,7 +13,8 @@ import pytest
 
 from app.settings import Settings
 from nupes_client.client import Client
-from nupes_client.schemas.jobs import EvaluationSpec, GatesSpec, JobCreate, JobStatus, ModelRef, TextRef, WeightSpec
+from nupes_client.schemas.jobs import JobStatus
+from nupes_client.schemas.specs import EvaluationSpec, GatesSpec, JobCreate, ModelRef, TextRef, WeightSpec
 from tests.stack import running_stack
 
 TEXT = Path(__file__).resolve().parents[2] / "examples" / "text" / "lamplighter.txt"

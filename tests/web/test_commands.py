@@ -13,7 +13,8 @@ from app.web.commands import commands
 from app.web.presets import PRESETS, Preset
 from app.web.schema_form import Field, Group, job_form
 from nupes_client.cli.application import app as cli
-from nupes_client.schemas.jobs import Job, JobCreate
+from nupes_client.schemas.jobs import Job
+from nupes_client.schemas.specs import JobCreate
 from tests.web.conftest import Site
 
 MODEL = {"model": {"id": "mdl_1"}}

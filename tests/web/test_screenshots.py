@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from app.settings import Settings
 from nupes_client.client import Client
-from nupes_client.schemas.jobs import JobCreate
+from nupes_client.schemas.specs import JobCreate
 from tests.stack import Stack, running_stack
 from tests.web.conftest import WAIT_MS, sign_in
 

@@ -23,7 +23,8 @@ from app.jobs import shards
 from app.queue.outbox import deliver
 from app.settings import Settings
 from app.storage import open_store
-from nupes_client.schemas.jobs import JobSpec, JobStatus, ShardStatus
+from nupes_client.schemas.jobs import JobStatus, ShardStatus
+from nupes_client.schemas.specs import JobSpec
 from nupes_core.config import QuantizationConfig
 from nupes_core.pipeline import quantize
 from nupes_core.plan import plan_folder

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.core.clock import now
 from app.db.tables.base import Base, id_column
 from app.db.types import JsonColumn
-from nupes_client.schemas.jobs import QUEUE_TIMEOUT_S
+from nupes_client.schemas.specs import QUEUE_TIMEOUT_S
 
 _NAMED, _JUDGED = text("name IS NOT NULL"), text("verdict IS NOT NULL")
 
@@ -37,7 +37,7 @@ class Job(Base):
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
     name: Mapped[str | None] = mapped_column(String(200))
     config: Mapped[dict[str, Any]]
-    """A fully resolved `nupes_client.schemas.jobs.JobSpec`."""
+    """A fully resolved `nupes_client.schemas.specs.JobSpec`."""
     config_hash: Mapped[str] = mapped_column(String(64), index=True)
     labels: Mapped[dict[str, Any]]
     """Also rows of `JobLabel`, by which lists find them."""

@@ -19,7 +19,7 @@ from app.web.presets import PRESETS
 from app.web.rendering import page
 from app.web.routing import pages
 from app.web.schema_form import job_form
-from nupes_client.schemas.jobs import JobCreate, JobSpec
+from nupes_client.schemas.specs import JobCreate, JobSpec
 
 router = pages()
 _ABOUT_THE_JOB = tuple(name for name in JobCreate.model_fields if name not in JobSpec.model_fields)
