@@ -30,7 +30,7 @@ class Format:
             quantizer by its names below the layer) -> stored names and content of this matrix; the content of matrix
             `i` of fused experts goes `i` times its own size into the stored tensor.
         config: (sanitized source config, tensors, settings of the job) -> `config.json` of the artifact.
-        snippet: two lines of Python that load the artifact; `{path}` is filled in.
+        snippet: a few lines of Python that load the artifact; `{path}` is filled in.
         recipe: how the weights are quantized that it holds.
         weight_bytes: bytes that the weights of a quantized tensor take in it.
         check: (`config.json` of the model, what a job asks for) raises `UnsupportedArchitectureError` for models it

@@ -15,6 +15,7 @@ from nupes_core.config import ExponentConfig, LayerOverride, QuantizationConfig,
 from nupes_core.errors import InvalidConfigError, UnsupportedArchitectureError
 from nupes_core.formats.base import Format, Pieces
 from nupes_core.gguf.blocktypes import BLOCK, SUPERBLOCK, TYPES, type_of
+from nupes_core.gguf.rotary import rotary
 from nupes_core.header import TensorInfo, TensorSpec
 from nupes_core.planned import PlannedTensor
 from nupes_core.recipe import Recipe
@@ -40,7 +41,7 @@ LEARNT_TYPES: Mapping[int, str] = {**SUPER_TYPES, 4: "IQ4_NL", 5: "Q5_0"}
 BLOCK_TYPES: Mapping[int, str] = {4: "IQ4_NL", 5: "Q5_0", 8: "Q8_0"}
 """For other rows of whole blocks."""
 
-ARCHITECTURES: Mapping[str, str] = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
+ARCHITECTURES: Mapping[str, str] = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """`model_type` of transformers -> architecture of llama.cpp."""
 
 INTERLEAVED: Mapping[str, Mapping[str, str]] = {
@@ -80,21 +81,20 @@ def _override(asked: LayerOverride) -> LayerOverride:
 
 
 def _check(model_config: Mapping[str, Any], config: QuantizationConfig) -> None:
-    kind = model_config.get("model_type")
+    kind = str(model_config.get("model_type"))
     if kind not in ARCHITECTURES:
         raise UnsupportedArchitectureError(
             f"format {NAME} is written for the architectures {', '.join(ARCHITECTURES)}; this model is {kind!r}",
             hint="Ask for the format nupes, dense or compressed-tensors.",
         )
-    rope = model_config.get("rope_parameters") or model_config.get("rope_scaling") or {}
-    kinds_of_rope = {rope.get(key, "default") for key in ("rope_type", "type")}
-    window = "use_sliding_window" if kind == "qwen2" else "sliding_window"
+    window = "use_sliding_window" if kind.startswith("qwen") else "sliding_window"
     found = [key for key in ("attention_bias", "mlp_bias", window) if model_config.get(key)]
-    if kinds_of_rope != {"default"} or found:
+    if found:
         raise UnsupportedArchitectureError(
-            f"format {NAME} is not written for a {kind} with {found[0] if found else 'scaled rotary positions'}",
+            f"format {NAME} is not written for a {kind} with {found[0]}",
             hint="Ask for the format nupes, dense or compressed-tensors.",
         )
+    rotary(model_config)
 
 
 def _refuse(info: TensorInfo, view: MatrixView, fmt: WeightFormat, facts: ModelFacts) -> str | None:
@@ -133,7 +133,8 @@ GGUF = Format(
     pieces=_pieces,
     config=_config,
     snippet="from transformers import AutoModelForCausalLM  # with `pip install gguf`\n"
-    'model = AutoModelForCausalLM.from_pretrained("{path}", gguf_file="model.gguf")',
+    'model = AutoModelForCausalLM.from_pretrained("{path}", gguf_file="model.gguf")\n'
+    '# scaled rotary positions (Llama 3.1): add config=AutoConfig.from_pretrained("{path}")',
     recipe=Recipe(
         adapt=_adapt,
         refuse=_refuse,

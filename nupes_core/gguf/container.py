@@ -12,6 +12,7 @@ import torch
 
 from nupes_core.formats.gguf import ARCHITECTURES, FILE_NAME, INTERLEAVED
 from nupes_core.gguf.blocktypes import type_of
+from nupes_core.gguf.rotary import TENSOR_NAME, rotary
 from nupes_core.gguf.vocabulary import add_vocabulary
 from nupes_core.modelfolder import INDEX_NAME, open_folder
 from nupes_core.planned import PlannedTensor
@@ -32,8 +33,12 @@ def pack(folder: Path, tensors: Sequence[PlannedTensor]) -> None:
     names = _names(architecture, model.config, tensors)
     writer = gguf.GGUFWriter(folder / FILE_NAME, architecture)
     _describe(writer, model.config)
+    _add_rotary(writer, model.config)
     add_vocabulary(writer, folder, int(model.config["vocab_size"]))
+    divisors = _divisors(model.config)
     with Checkpoint(model) as checkpoint:
+        if divisors is not None:
+            writer.add_tensor_info(TENSOR_NAME, divisors.shape, divisors.dtype, divisors.nbytes)
         for tensor in tensors:
             if name := names.get(tensor.name):
                 shape, kind = _stored(tensor, checkpoint.info(tensor.name).shape)
@@ -41,6 +46,8 @@ def pack(folder: Path, tensors: Sequence[PlannedTensor]) -> None:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
+        if divisors is not None:
+            writer.write_tensor_data(divisors)
         for tensor in tensors:
             if tensor.name in names:
                 content = checkpoint.read(tensor.name)
@@ -88,11 +95,9 @@ def _content(
 
 
 def _describe(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
-    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-    head_dim = int(config.get("head_dim") or hidden // heads)
-    rope = config.get("rope_parameters") or {}
+    heads, head_dim = int(config["num_attention_heads"]), _head_dim(config)
     writer.add_context_length(int(config["max_position_embeddings"]))
-    writer.add_embedding_length(hidden)
+    writer.add_embedding_length(int(config["hidden_size"]))
     writer.add_block_count(int(config["num_hidden_layers"]))
     writer.add_feed_forward_length(int(config["intermediate_size"]))
     writer.add_head_count(heads)
@@ -100,7 +105,23 @@ def _describe(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(float(config.get("rms_norm_eps", 1e-6)))
-    writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
     writer.add_vocab_size(int(config["vocab_size"]))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def _head_dim(config: Mapping[str, Any]) -> int:
+    return int(config.get("head_dim") or int(config["hidden_size"]) // int(config["num_attention_heads"]))
+
+
+def _add_rotary(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
+    positions = rotary(config)
+    writer.add_rope_dimension_count(_head_dim(config))
+    writer.add_rope_freq_base(positions.base)
+    if positions.linear != 1:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(positions.linear)
+
+
+def _divisors(config: Mapping[str, Any]) -> np.ndarray[Any, Any] | None:
+    found = rotary(config).divisors(_head_dim(config))
+    return None if found is None else np.array(found, dtype=np.float32)

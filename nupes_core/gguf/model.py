@@ -22,6 +22,9 @@ def holds_gguf(path: Path) -> bool:
 def load_gguf(path: Path, dtype: torch.dtype | None) -> Any:
     """Load the model, every weight decoded.
 
+    The configuration comes from `config.json`: transformers' reader does not take scaled rotary positions out of the
+    file.
+
     Raises:
         LoadCheckError: transformers cannot load it.
     """
@@ -31,6 +34,7 @@ def load_gguf(path: Path, dtype: torch.dtype | None) -> Any:
         model: Any = AutoModelForCausalLM.from_pretrained(  # nosec B615 - a local folder
             path,
             gguf_file=FILE_NAME,
+            config=_config(path),
             dtype=dtype or torch.float32,
             local_files_only=True,
             trust_remote_code=False,
@@ -38,6 +42,15 @@ def load_gguf(path: Path, dtype: torch.dtype | None) -> Any:
     except Exception as error:
         raise LoadCheckError(f"transformers cannot load {path.name}: {error}", hint="Download it again.") from error
     return model.eval()
+
+
+def _config(path: Path) -> Any:
+    """Return what `config.json` says as a configuration of the architecture in the file: a Mistral is a llama there."""
+    from transformers import AutoConfig
+
+    raw, _ = read_config(path / CONFIG_NAME)
+    told = {key: value for key, value in raw.items() if key not in ("model_type", "architectures")}
+    return AutoConfig.for_model(ARCHITECTURES[raw["model_type"]], **told)
 
 
 def decoded_gguf(path: Path, modules: Iterable[str]) -> Iterable[tuple[str, torch.Tensor]]:

@@ -11,6 +11,7 @@ import gguf
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import nupes_core
 from nupes_core import quantize
@@ -28,6 +29,7 @@ from nupes_core.errors import InvalidConfigError, UnsupportedArchitectureError
 from nupes_core.gguf.blocks import encode_blocks
 from nupes_core.gguf.blocktypes import type_of
 from nupes_core.gguf.model import decoded_gguf
+from nupes_core.gguf.rotary import Rotary, rotary
 from nupes_core.plan import plan_folder
 from nupes_core.probe import probe_folder
 from nupes_core.quantizer.sizes import model_bits_per_weight
@@ -197,6 +199,73 @@ def test_codes_that_were_learnt_on_data_are_what_the_reader_gets(tmp_path: Path)
         if layer.bits:
             before, after = (each.get_submodule(layer.name).weight for each in (original, loaded))
             assert float((before - after).detach().square().mean()) == pytest.approx(layer.mse, rel=1e-3)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize("base", [500_000.0, 10_000.0])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_frequencies_of_llama_3_1_are_divided_as_transformers_does(head_dim: int, base: float) -> None:
+    told = {**LLAMA3, "rope_theta": base}
+    config = LlamaConfig(head_dim=head_dim, rope_parameters=told, max_position_embeddings=131_072)
+    divided, factor = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    plain = base ** -(torch.arange(0, head_dim, 2).double() / head_dim)
+    divisors = rotary({"rope_parameters": told}).divisors(head_dim)
+    assert divisors is not None
+    assert factor == 1
+    assert {1.0, 8.0} < set(divisors), "all three bands"
+    torch.testing.assert_close(plain / torch.tensor(divisors), divided.double(), rtol=1e-5, atol=0)
+
+
+def test_scaled_positions_are_in_the_file(tmp_path: Path) -> None:
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    for name, told in {"llama3": LLAMA3, "linear": {"rope_type": "linear", "rope_theta": 5e4, "factor": 4.0}}.items():
+        src = tmp_path / name
+        LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, rope_parameters=told)).save_pretrained(src)
+        quantize(src, src / "out", settings(4), formats=["gguf"])
+    long, stretched = (gguf.GGUFReader(tmp_path / name / "out/model.gguf") for name in ("llama3", "linear"))
+    [divisors] = [tensor.data.tolist() for tensor in long.tensors if tensor.name == "rope_freqs.weight"]
+    assert divisors == pytest.approx(rotary({"rope_scaling": LLAMA3}).divisors(32))
+    assert "llama.rope.scaling.type" not in long.fields
+    told = {key.removeprefix("llama.rope."): field.contents() for key, field in stretched.fields.items()}
+    assert (told["scaling.type"], told["scaling.factor"], told["freq_base"]) == ("linear", 4.0, 5e4)
+    assert all(tensor.name != "rope_freqs.weight" for tensor in stretched.tensors)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "of the kind 'yarn'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "of the kind 'dynamic'"),
+        ({"rope_parameters": {"rope_type": ["llama3"]}}, "of the kind"),
+        ({"rope_parameters": "llama3"}, "no object"),
+        ({"rope_parameters": {**LLAMA3, "factor": 0}}, "factor is 0"),
+        ({"rope_parameters": {**LLAMA3, "factor": float("nan")}}, "factor is nan"),
+        ({"rope_parameters": {**LLAMA3, "high_freq_factor": 1.0}}, "not below"),
+        ({"rope_scaling": {"type": "linear"}}, "factor is None"),
+        ({"rope_theta": "10000"}, "rope_theta is '10000'"),
+        ({"rope_theta": True}, "rope_theta is True"),
+        ({"partial_rotary_factor": 0.5}, "part of a head"),
+    ],
+)
+def test_positions_that_llama_cpp_is_not_told_of_are_refused(told: dict[str, Any], words: str) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=words) as caught:
+        rotary(told)
+    assert "Ask for the format nupes" in str(caught.value.hint)
+
+
+def test_words_of_transformers_4_are_understood() -> None:
+    old = {"rope_theta": 5e5, "rope_scaling": {key: value for key, value in LLAMA3.items() if key != "rope_theta"}}
+    assert rotary(old) == rotary({"rope_parameters": LLAMA3})
+    assert rotary({"rope_scaling": None}) == Rotary(10_000.0)
 
 
 def test_what_it_can_not_hold_is_said_before_any_work(tmp_path: Path) -> None:
