@@ -1,9 +1,9 @@
 """Our blocks and super-blocks beside those of llama.cpp's own quantizer, type by type, at equal bytes.
 
-    NUPES_ASSETS=… python benchmarks/ggml.py --ggml …/libggml-base.so [--models booklm]
+    NUPES_ASSETS=… python benchmarks/ggml.py [--models booklm] [--ggml …/libggml-base.so]
 
-The library is part of llama.cpp and of the package `llama-cpp-python` (`llama_cpp/lib`); its `ggml_quantize_chunk` is
-what `llama-quantize` calls for each tensor. Both sides are decoded by the package `gguf`.
+llama.cpp's side is `ggml_quantize_chunk`, which `llama-quantize` calls for each tensor, out of the package `xllamacpp`
+of the extra `test` or of another library that has it. Both sides are decoded by the package `gguf`.
 Writes benchmarks/results/ggml.{json,md}.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 
 import gguf
 import torch
+import xllamacpp
 from machine import describe, markdown_table, write_results
 from measuring import Bench, Row, row_table, subjects
 
@@ -178,7 +179,7 @@ bits on. Speeds were taken while other work shared the two cores.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ggml", required=True, help="libggml-base.so of llama.cpp")
+    parser.add_argument("--ggml", default=xllamacpp.xllamacpp.__file__, help="library that has ggml_quantize_chunk")
     parser.add_argument("--models", default="stories260k,booklm")
     arguments = parser.parse_args()
     if "NUPES_ASSETS" not in os.environ:

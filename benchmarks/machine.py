@@ -23,6 +23,8 @@ PACKAGES = (
     "compressed-tensors",
     "onnx",
     "onnxruntime",
+    "gguf",
+    "xllamacpp",
     "auto-round",
     "fastapi",
     "celery",
