@@ -130,8 +130,9 @@ def markdown(rows: list[Row]) -> str:
 HEAD = """# In llama.cpp
 
 What llama.cpp itself expects as the next token, beside the reader that the figures of a job are measured by
-(transformers', decoded to float32). {prompts} windows of {length} tokens of held-out text, embeddings quantized too. KL in nats,
-means over the windows; *worst*: reader‖llama.cpp of one window; *top-1*: windows whose likeliest token is the same.
+(transformers', decoded to float32). {prompts} windows of {length} tokens of held-out text, embeddings quantized too.
+KL in nats, means over the windows; *worst*: reader‖llama.cpp of one window; *top-1*: windows whose likeliest token is
+the same.
 
 {table}
 """

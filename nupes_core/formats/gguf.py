@@ -50,11 +50,15 @@ INTERLEAVED: Mapping[str, Mapping[str, str]] = {
 """Architecture -> layers whose rows it wants interleaved, as its rotation turns neighbours: the key of their heads."""
 
 
+def nearest(types: Mapping[int, str], bits: int) -> str:
+    """Return the type whose codes are nearest to the asked bits; the larger of two that are as near."""
+    return types[min(types, key=lambda width: (abs(width - bits), -width))]
+
+
 def _settle(view: MatrixView, weight: WeightConfig, config: QuantizationConfig) -> WeightConfig:
-    """Take the type whose codes are nearest to the asked bits; the larger of two that are as near."""
     whole = LEARNT_TYPES if config.optimize == "data_driven" else SUPER_TYPES
     types = BLOCK_TYPES if view.cols % SUPERBLOCK else whole
-    kind = TYPES[types[min(types, key=lambda width: (abs(width - weight.bits), -width))]]
+    kind = TYPES[nearest(types, weight.bits)]
     return replace(weight, bits=kind.bits, group_size=kind.group_size, layout=kind.layout)
 
 

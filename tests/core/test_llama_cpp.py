@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +27,12 @@ from transformers import (
 import nupes_core
 from nupes_core import quantize
 from nupes_core.config import LayerSelection, QuantizationConfig, WeightConfig
+from nupes_core.formats.gguf import ARCHITECTURES, BLOCK_TYPES, LEARNT_TYPES, SUPER_TYPES, nearest
+from nupes_core.gguf.rotary import KINDS
 from tests.core.llamacpp import next_tokens
 
 BOOKLM = Path(__file__).resolve().parents[2] / "examples" / "booklm"
+TABLES = (SUPER_TYPES, LEARNT_TYPES, BLOCK_TYPES)
 TEXTS = (
     "The king said to his son that",
     "It was a cold night, and 3 ships",
@@ -106,6 +112,23 @@ def test_llama_cpp_splits_text_as_the_tokenizer_does(tmp_path: Path) -> None:
     quantize(BOOKLM, tmp_path / "out", QuantizationConfig(WeightConfig(bits=8)), formats=["gguf"])
     found = next_tokens(tmp_path / "out/model.gguf", [*TEXTS, *booklm_prompts()])
     assert found[: len(TEXTS)].equal(found[len(TEXTS) :])
+
+
+def test_the_lines_of_the_page_write_and_run_it(tmp_path: Path) -> None:
+    page = (BOOKLM.parents[1] / "docs/how-to/llama-cpp.md").read_text("utf-8")
+    write, use = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    places = {"MODEL": str(BOOKLM), "OUT": str(tmp_path / "out")}
+    lines = re.sub("|".join(places), lambda match: places[match[0]], f"{write}\n{use}\nprint(text)")
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True, timeout=120)
+    assert len(done.stdout.split()) > 5
+
+
+def test_the_page_has_the_types_that_are_written() -> None:
+    page = (BOOKLM.parents[1] / "docs/how-to/llama-cpp.md").read_text("utf-8")
+    for bits in range(2, 9):
+        types = (nearest(each, bits) for each in TABLES)
+        assert f"| {bits} | {' | '.join(types)} |" in page
+    assert all(kind in page for kind in (*ARCHITECTURES, *KINDS))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
