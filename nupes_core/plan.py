@@ -61,11 +61,11 @@ class Plan:
     Attributes:
         tensors: every tensor of the checkpoint, by file and position.
         config: what the weights are quantized with: as asked for, adapted to the formats.
-        formats: what will be written; exact bytes of the weight files, headers included.
+        formats: what will be written; exact bytes of safetensors files, headers included; other files have more
+            than tensors (`Format.adds`), which is not counted.
         parts: a plan for each run, themselves without parts.
         bytes_before: weight files as they are.
-        artifact_bytes: exact bytes of all weight files to be written; the small files (configuration, tokenizer,
-            manifest) come on top.
+        artifact_bytes: of all formats; the small files (configuration, tokenizer, manifest) come on top.
         bits_per_weight: stored bytes of the quantized tensors x 8 / their parameters; 0 when nothing is quantized.
         coverage_pct, coverage_bytes_pct: share of the model that is quantized.
         peak_memory_bytes: estimate for the quantization, and for the evaluation after it where one is asked for; of
@@ -191,7 +191,7 @@ def _plan_group(
     everything = tuple(tensor for shard in shards for tensor in shard)
     before = sum(header.file_bytes for header in headers.values())
     data = data_cost(everything, facts, config) or DataCost(0, 0.0, 0)
-    figures = tuple(_figures(fmt, shards, everything) for fmt in group)
+    figures = tuple(_figures(fmt, shards, everything, facts) for fmt in group)
     plan = _total(everything, config, figures, before, data)
     assembling = BASE_MEMORY_BYTES + max(fmt.memory_bytes(everything) for fmt in group)
     plan = replace(plan, peak_memory_bytes=max(plan.peak_memory_bytes, assembling))
@@ -201,10 +201,15 @@ def _plan_group(
     return replace(plan, peak_memory_bytes=max(plan.peak_memory_bytes, evaluating))
 
 
-def _figures(fmt: Format, shards: Sequence[Sequence[PlannedTensor]], tensors: Sequence[PlannedTensor]) -> FormatFigures:
+def _figures(
+    fmt: Format, shards: Sequence[Sequence[PlannedTensor]], tensors: Sequence[PlannedTensor], facts: ModelFacts
+) -> FormatFigures:
     quantized = [tensor for tensor in tensors if tensor.coding is not None]
     params = sum(tensor.params for tensor in quantized)
-    bytes_after = sum(shard_layout(shard, fmt)[1].file_bytes for shard in shards)
+    if fmt.own_bytes is not None:
+        bytes_after = fmt.own_bytes(tensors, facts)
+    else:
+        bytes_after = sum(shard_layout(shard, fmt)[1].file_bytes for shard in shards)
     if fmt.most_bytes is not None and bytes_after > fmt.most_bytes:
         raise InvalidConfigError(
             f"the weights take {bytes_after} bytes; a file of format {fmt.name} holds {fmt.most_bytes}",

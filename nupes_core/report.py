@@ -51,7 +51,7 @@ class FormatFigures:
 
     Attributes:
         format: its name.
-        bytes_after: of its weight files, headers included.
+        bytes_after: of its weight files, headers included; in a plan without what `Format.adds` tells of.
         bits_per_weight: bytes that it stores of the quantized weights x 8 / their number.
         coverage_pct: share of the model's parameters that are quantized in it.
     """

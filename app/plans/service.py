@@ -21,6 +21,7 @@ from nupes_client.schemas.plans import Plan, PlannedFormat, PlannedLayer
 from nupes_client.schemas.specs import Device, JobCreate, JobSpec
 from nupes_core.config import QuantizationConfig
 from nupes_core.errors import NoQuantizableLayersError, UnsupportedArchitectureError
+from nupes_core.formats import get_format
 from nupes_core.plan import Plan as CorePlan
 from nupes_core.plan import ShardPlan, plan_headers
 
@@ -84,7 +85,7 @@ def predict(prepared: Prepared, body: JobCreate) -> Plan:
         coverage_bytes_pct=plan.coverage_bytes_pct,
         bytes_before=plan.bytes_before,
         artifact_bytes=plan.formats[0].bytes_after,
-        formats=[PlannedFormat.model_validate(asdict(each)) for each in plan.formats],
+        formats=[PlannedFormat(**asdict(each), adds=get_format(each.format).adds) for each in plan.formats],
         bits_per_weight=plan.bits_per_weight,
         peak_memory_bytes=plan.peak_memory_bytes,
         disk_bytes=plan.disk_bytes,

@@ -59,8 +59,10 @@ def _show(predicted: Plan) -> None:
         ],
         numbers=("bits", "group", "before", "after"),
     )
+    adds = predicted.formats[0].adds if predicted.formats else None
     output.print_line(
-        f"{output.size(predicted.bytes_before)} -> {output.size(predicted.artifact_bytes)}, "
+        f"{output.size(predicted.bytes_before)} -> {output.size(predicted.artifact_bytes)}"
+        f"{f' and its {adds}' if adds else ''}, "
         f"{predicted.bits_per_weight:.3f} bits per weight, {predicted.coverage_pct:.1f}% of the parameters quantized"
     )
     output.print_line(

@@ -25,9 +25,12 @@ class PlannedFormat(Response):
     """One format of a job."""
 
     format: str
-    bytes_after: int = Field(description="Exact size of its weight files.")
+    bytes_after: int = Field(description="Exact size of its weight files, without what it `adds`.")
     bits_per_weight: float
     coverage_pct: float
+    adds: str | None = Field(
+        None, description="What a file of this format has besides, uncounted: its `vocabulary` or its `graph`."
+    )
 
 
 class Plan(Response):
@@ -40,7 +43,7 @@ class Plan(Response):
     coverage_pct: float
     coverage_bytes_pct: float
     bytes_before: int
-    artifact_bytes: int = Field(description="Exact size of the weight files of the first format.")
+    artifact_bytes: int = Field(description="Size of the weight files of the first format; see `formats`.")
     formats: list[PlannedFormat] = Field([], description="In the order asked for.")
     bits_per_weight: float
     peak_memory_bytes: int = Field(description="Estimate; of the evaluation too, where one is asked for.")

@@ -10,6 +10,7 @@ from nupes_core.config import QuantizationConfig
 from nupes_core.header import TensorSpec
 from nupes_core.planned import PlannedTensor
 from nupes_core.recipe import AS_ASKED, Recipe
+from nupes_core.selection import ModelFacts
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,8 @@ class Format:
         memory_bytes: what putting it together from all tensors, and loading it, take on top of the process.
         holds_input_codes: whether its layers code their inputs where a job asks for that; others compute in float.
         most_bytes: largest size of its weight files together; None without a limit.
+        own_bytes: bytes of all tensors in a file; None: those of the safetensors files that `specs` describe.
+        adds: what its file has besides tensors, in words, which nothing counts before it is written.
     """
 
     name: str
@@ -51,3 +54,5 @@ class Format:
     memory_bytes: Callable[[Sequence[PlannedTensor]], int] = lambda tensors: 0
     holds_input_codes: bool = False
     most_bytes: int | None = None
+    own_bytes: Callable[[Sequence[PlannedTensor], ModelFacts], int] | None = None
+    adds: str | None = None

@@ -7,7 +7,7 @@ put together last, by `nupes_core.gguf.container`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 
 NAME = "gguf"
 FILE_NAME = "model.gguf"
+ALIGNMENT = 32
+"""Bytes that the tensors of a file begin at a multiple of."""
+
+_COMPUTED = ("rotary_emb.inv_freq",)
+"""Buffers that old checkpoints hold and nobody reads."""
+
 SCALE_BITS = 10
 """Of the search; what is stored is a float16."""
 
@@ -131,6 +137,23 @@ def _config(
     return dict(source)
 
 
+def is_written(tensor: PlannedTensor, *, tied: bool) -> bool:
+    """Tell whether a tensor of the checkpoint is in the file: nothing that is computed, no head that is the table."""
+    return not tensor.name.endswith(_COMPUTED) and not (tied and tensor.module == "lm_head")
+
+
+def stored_bytes(tensor: PlannedTensor) -> int:
+    """Return the bytes of a tensor in the file; vectors are float32 there."""
+    if tensor.coding is not None:
+        return tensor.coding.format.rows * _row_bytes(tensor.coding.format)
+    return tensor.params * (4 if len(tensor.shape) == 1 or tensor.dtype == "F32" else 2)
+
+
+def _own_bytes(tensors: Sequence[PlannedTensor], facts: ModelFacts) -> int:
+    written = [tensor for tensor in tensors if is_written(tensor, tied=facts.tied)]
+    return sum(-(-stored_bytes(tensor) // ALIGNMENT) * ALIGNMENT for tensor in written)
+
+
 GGUF = Format(
     name=NAME,
     specs=_specs,
@@ -147,4 +170,6 @@ GGUF = Format(
         settle=_settle,
     ),
     check=_check,
+    own_bytes=_own_bytes,
+    adds="vocabulary",
 )

@@ -88,4 +88,5 @@ ONNX = Format(
     check=_check,
     memory_bytes=_memory,
     most_bytes=MOST_BYTES,
+    adds="graph",
 )

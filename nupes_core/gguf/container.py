@@ -10,16 +10,13 @@ import gguf
 import numpy as np
 import torch
 
-from nupes_core.formats.gguf import ARCHITECTURES, FILE_NAME, INTERLEAVED
+from nupes_core.formats.gguf import ARCHITECTURES, FILE_NAME, INTERLEAVED, is_written
 from nupes_core.gguf.blocktypes import type_of
 from nupes_core.gguf.rotary import TENSOR_NAME, rotary
 from nupes_core.gguf.vocabulary import add_vocabulary
 from nupes_core.modelfolder import INDEX_NAME, open_folder
 from nupes_core.planned import PlannedTensor
 from nupes_core.sources import Checkpoint
-
-_COMPUTED = ("rotary_emb.inv_freq",)
-"""Buffers that old checkpoints hold and nobody reads."""
 
 
 def pack(folder: Path, tensors: Sequence[PlannedTensor]) -> None:
@@ -64,7 +61,7 @@ def _names(architecture: str, config: Mapping[str, Any], tensors: Sequence[Plann
     tied = config.get("tie_word_embeddings") is True
     names = {}
     for tensor in tensors:
-        if not tensor.name.endswith(_COMPUTED) and not (tied and tensor.module == "lm_head"):
+        if is_written(tensor, tied=tied):
             name = known.get_name(tensor.name, try_suffixes=(".weight", ".bias"))
             assert name is not None, f"{tensor.name} has no name in architecture {architecture}"
             names[tensor.name] = name

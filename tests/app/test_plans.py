@@ -75,6 +75,13 @@ def test_disk_counts_every_format_and_the_artifact_only_the_native_one(api: Api)
     assert both["disk_bytes"] > one["disk_bytes"]
 
 
+def test_a_format_with_a_file_of_its_own_says_what_that_has_besides(api: Api, booklm: Path) -> None:
+    folder = open_folder(booklm)
+    model_id = api.add_model(config=dict(folder.config), headers=to_json(folder.headers))
+    predicted = plan(api, api.body(model_id, formats=["gguf", "nupes"])).json()
+    assert [each["adds"] for each in predicted["formats"]] == ["vocabulary", None]
+
+
 def test_worker_classes_are_those_of_live_workers_with_the_memory(api: Api) -> None:
     body = api.body()
     assert plan(api, body).json()["worker_classes"] == []

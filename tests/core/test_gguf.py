@@ -176,6 +176,15 @@ def test_plan_file_manifest_and_reader_agree_on_types_sizes_and_weights(bits: in
         assert torch.equal(weight, after.get_submodule(module).weight), module
 
 
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "qwen2"])
+def test_the_planned_size_is_that_of_the_tensors_in_the_file(family: str, tmp_path: Path) -> None:
+    src = save(family, tmp_path / "src")
+    [planned] = plan_folder(src, settings(4, embeddings=True), formats=["gguf"]).formats
+    quantize(src, tmp_path / "out", settings(4, embeddings=True), formats=["gguf"])
+    reader = gguf.GGUFReader(tmp_path / "out/model.gguf")
+    assert planned.bytes_after == (tmp_path / "out/model.gguf").stat().st_size - reader.data_offset
+
+
 def test_codes_that_were_learnt_on_data_are_what_the_reader_gets(tmp_path: Path) -> None:
     torch.manual_seed(0)
     shape = {"vocab_size": VOCABULARY, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}

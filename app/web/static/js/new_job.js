@@ -81,7 +81,9 @@ function showPlan(predicted) {
   const facts = document.createElement("dl");
   facts.className = "facts";
   const share = Math.round((1000 * predicted.artifact_bytes) / predicted.bytes_before) / 10;
-  fact(facts, "Size", `${size(predicted.bytes_before)} → ${size(predicted.artifact_bytes)} (${share} %)`);
+  const adds = predicted.formats[0]?.adds;
+  const after = size(predicted.artifact_bytes) + (adds ? ` and its ${adds}` : "");
+  fact(facts, "Size", `${size(predicted.bytes_before)} → ${after} (${share} %)`);
   fact(facts, "Bits per weight", predicted.bits_per_weight.toFixed(3));
   fact(facts, "Coverage", `${predicted.coverage_pct.toFixed(1)} % of parameters`);
   fact(facts, "Memory", size(predicted.peak_memory_bytes));
