@@ -12,6 +12,7 @@ from typing import Any
 from nupes_core.config import QuantizationConfig
 from nupes_core.data.calibration import CalibrationSource, read_samples
 from nupes_core.errors import InvalidConfigError, NoQuantizableLayersError
+from nupes_core.formats import get_format
 from nupes_core.inputhashes import ByteCounter, hash_inputs
 from nupes_core.modelfolder import open_folder
 from nupes_core.plan import Plan, plan_headers
@@ -59,7 +60,8 @@ def quantize(
         UnsafeFileError: the source is broken or unsafe.
         InvalidConfigError: impossible settings, `dst` in use, or a model that is quantized already.
         CalibrationError: data that is missing, broken, too little, or does not fit the model; before any work.
-        UnsupportedArchitectureError: data-driven, and transformers cannot build the model.
+        UnsupportedArchitectureError: data-driven, and transformers cannot build the model; or a format that cannot hold
+            this kind of model or tokenizer.
         NoQuantizableLayersError: nothing is left to quantize.
         NumericsError: a weight holds NaN or an infinity.
         DiskFullError: no room for the result.
@@ -70,6 +72,8 @@ def quantize(
     plan = plan_headers(folder.headers, folder.config, config, formats=formats)
     _refuse_empty(plan)
     names = [figures.format for figures in plan.formats]
+    for name in names:
+        get_format(name).check_folder(folder.path)
     work = WorkFolder(workdir) if workdir is not None else None
     taken = read_finished(finished, config, names) if config.splits else {}
     if config.needs_calibration:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nupes_core.config import QuantizationConfig
@@ -36,6 +37,8 @@ class Format:
         weight_bytes: bytes that the weights of a quantized tensor take in it.
         check: (`config.json` of the model, what a job asks for) raises `UnsupportedArchitectureError` for models it
             cannot hold, `InvalidConfigError` for settings.
+        check_folder: (folder of the model) raises `UnsupportedArchitectureError` or `UnsafeFileError` where its
+            tokenizer stands in the way.
         memory_bytes: what putting it together from all tensors, and loading it, take on top of the process.
         holds_input_codes: whether its layers code their inputs where a job asks for that; others compute in float.
         most_bytes: largest size of its weight files together; None without a limit.
@@ -51,6 +54,7 @@ class Format:
     recipe: Recipe = AS_ASKED
     weight_bytes: Callable[[PlannedTensor], int] = lambda tensor: tensor.bytes_after
     check: Callable[[Mapping[str, Any], QuantizationConfig], None] = lambda model_config, config: None
+    check_folder: Callable[[Path], object] = lambda folder: None
     memory_bytes: Callable[[Sequence[PlannedTensor]], int] = lambda tensors: 0
     holds_input_codes: bool = False
     most_bytes: int | None = None

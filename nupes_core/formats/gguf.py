@@ -16,6 +16,7 @@ from nupes_core.errors import InvalidConfigError, UnsupportedArchitectureError
 from nupes_core.formats.base import Format, Pieces
 from nupes_core.gguf.blocktypes import BLOCK, SUPERBLOCK, TYPES, type_of
 from nupes_core.gguf.rotary import rotary
+from nupes_core.gguf.tokenizer import read_tokenizer
 from nupes_core.header import TensorInfo, TensorSpec
 from nupes_core.planned import PlannedTensor
 from nupes_core.recipe import Recipe
@@ -170,6 +171,7 @@ GGUF = Format(
         settle=_settle,
     ),
     check=_check,
+    check_folder=read_tokenizer,
     own_bytes=_own_bytes,
     adds="vocabulary",
 )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 
 LIMIT_S = 120.0
@@ -20,12 +21,24 @@ def next_tokens(model: Path, prompts: Sequence[list[int] | str]) -> torch.Tensor
     Raises:
         subprocess.CalledProcessError: it cannot read the model.
     """
-    asked = json.dumps(
-        {"model": str(model), "prompts": [each if isinstance(each, str) else list(each) for each in prompts]}
-    )
+    return torch.tensor(_ask("expected", model, prompts))
+
+
+def tokens(model: Path, texts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of each text, special ones not looked for.
+
+    Raises:
+        subprocess.CalledProcessError: it cannot read the model.
+    """
+    found: list[list[int]] = _ask("tokens", model, texts)
+    return found
+
+
+def _ask(question: str, model: Path, inputs: Sequence[Any]) -> Any:
+    asked = json.dumps({"question": question, "model": str(model), "inputs": inputs})
     command = [sys.executable, str(Path(__file__).resolve())]
     done = subprocess.run(command, input=asked, capture_output=True, text=True, check=True, timeout=LIMIT_S)
-    return torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _answer() -> None:
@@ -40,7 +53,8 @@ def _answer() -> None:
     params.cpuparams.n_threads = 1
     params.warmup = params.fit_params = False
     server = xllamacpp.Server(params)
-    print(json.dumps([_expected(server, prompt, size) for prompt in asked["prompts"]]))
+    answer = {"expected": _expected, "tokens": _tokens}[asked["question"]]
+    print(json.dumps([answer(server, each, size) for each in asked["inputs"]]))
 
 
 def _expected(server: Any, prompt: list[int] | str, size: int) -> list[float]:
@@ -50,6 +64,11 @@ def _expected(server: Any, prompt: list[int] | str, size: int) -> list[float]:
     [taken] = answer["choices"][0]["logprobs"]["content"]
     found = {each["id"]: each["logprob"] for each in taken["top_logprobs"]}
     return [found[token] for token in range(size)]
+
+
+def _tokens(server: Any, text: str, _: int) -> Any:
+    body = {"content": text, "add_special": False, "parse_special": False}
+    return httpx.post(f"{server.listening_address}/tokenize", json=body, timeout=30).raise_for_status().json()["tokens"]
 
 
 if __name__ == "__main__":
