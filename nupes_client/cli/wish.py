@@ -62,6 +62,8 @@ HINTS = {
     "need `calibration`": "--calibration FILE, --calibration-dataset REPO, or --calibration-samples N for a text that "
     "the model writes itself",
     "how a fixed scale is found": "add --activation-scaling static",
+    "holds weights of": "give --bits that the format holds, or another --format: nupes holds 2 to 8 bits",
+    "holds weights alone": "leave --activation-bits out, or give another --format: nupes holds activations too",
 }
 """By a part of the message: what to do about it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator, model_validator
@@ -213,6 +214,12 @@ class GatesSpec(Request):
 
 Format = Literal["nupes", "dense", "compressed-tensors", "gguf", "onnx"]
 
+BITS_HELD: Mapping[Format, frozenset[int]] = {"compressed-tensors": frozenset({4, 8})}
+"""Formats with codes of a few widths; the others take any width, `gguf` by the type that is nearest."""
+
+WEIGHTS_ALONE: frozenset[Format] = frozenset({"compressed-tensors", "gguf", "onnx"})
+"""Formats refused with activations. `dense` is written: the same weights, which compute on float inputs."""
+
 _REPO_PART = r"(?!.*(?:--|\.\.))[A-Za-z0-9_][A-Za-z0-9_.-]{0,94}(?<![.-])(?<!\.git)"
 _REPOSITORY = re.compile(rf"{_REPO_PART}/{_REPO_PART}")
 _BRANCH = re.compile(r"(?!.*(?:\.\.|//|\.lock(?:/|$)))[A-Za-z0-9_](?:[A-Za-z0-9_./-]{0,198}[A-Za-z0-9_-])?")
@@ -234,6 +241,29 @@ def _named_once(value: list[Format]) -> list[Format]:
     if len(set(value)) != len(value):
         raise ValueError("a format is named twice")
     return value
+
+
+def _bits_asked(weights: WeightSpec | None, layers: LayersSpec | None) -> frozenset[int]:
+    """Return every width that is named. A part that is None was refused already."""
+    overrides = layers.overrides if layers else []
+    named = [weights.bits if weights else None, *(each.bits for each in overrides)]
+    return frozenset(bits for bits in named if bits is not None)
+
+
+def _not_held(name: Format, bits: frozenset[int], *, coded: bool) -> Iterator[str]:
+    """Say what a format can not hold of weights in these widths, and of `coded` inputs."""
+    held = BITS_HELD.get(name, bits)
+    if not bits <= held:
+        yield (
+            f"{name} holds weights of {_listed(held, 'or')} bits, and this job asks for {_listed(bits - held, 'and')}: "
+            "choose other bits, in `layers.overrides` too, or another format"
+        )
+    if coded and name in WEIGHTS_ALONE:
+        yield f"{name} holds weights alone: leave `activations` out, or choose another format"
+
+
+def _listed(numbers: frozenset[int], word: str) -> str:
+    return f" {word} ".join(map(str, sorted(numbers)))
 
 
 class PushSpec(Request):
@@ -308,6 +338,16 @@ class JobSpec(Request):
         return value
 
     _formats_are_unique = field_validator("formats")(_named_once)
+
+    @field_validator("formats")
+    @classmethod
+    def _formats_hold_what_is_asked(cls, value: list[Format], info: ValidationInfo) -> list[Format]:
+        bits = _bits_asked(info.data.get("weights"), info.data.get("layers"))
+        coded = info.data.get("activations") is not None
+        complaints = [said for name in value for said in _not_held(name, bits, coded=coded)]
+        if complaints:
+            raise ValueError("; ".join(complaints))
+        return value
 
     @field_validator("push_to_hub")
     @classmethod

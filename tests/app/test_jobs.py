@@ -142,6 +142,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "group size -2": ({"weights": {"group_size": -2}}, "/weights/group_size", "greater_than_equal"),
     "unknown field": ({"wieghts": {}}, "/wieghts", "extra_forbidden"),
     "unknown format": ({"formats": ["tar"]}, "/formats/0", "literal_error"),
+    "bits that a format does not hold": (
+        {"weights": {"bits": 5}, "formats": ["nupes", "compressed-tensors"]},
+        "/formats",
+        "value_error",
+    ),
+    "activations in a format of weights": ({"activations": {}, "formats": ["onnx"]}, "/formats", "value_error"),
     "no regular expression": ({"layers": {"exclude": ["("]}}, "/layers/exclude", "value_error"),
     "perplexity without text": ({"evaluation": {"metrics": ["perplexity"]}}, "/evaluation", "value_error"),
     "gate without its metric": ({"gates": {"max_kl": 0.1}}, "", "value_error"),

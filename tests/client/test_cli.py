@@ -125,6 +125,14 @@ def test_wrong_usage_exits_6_with_words_on_stderr(arguments: list[str], capsys: 
         (["--activation-grid", "power"], ["--activation-grid is about", "--activation-bits 8"]),
         (["--activation-bits", "8", "--activation-scaling", "static"], ["--calibration: ", "--calibration FILE"]),
         (["--activation-bits", "8", "--activation-range", "percentile"], ["--activation-scaling static"]),
+        (
+            ["--format", "compressed-tensors", "--bits", "5"],
+            ["--format: compressed-tensors holds weights of 4 or 8 bits", "asks for 5", "another --format"],
+        ),
+        (
+            ["--format", "nupes", "--format", "gguf", "--activation-bits", "8"],
+            ["--format: gguf holds weights alone", "leave --activation-bits out"],
+        ),
     ],
 )
 def test_a_wrong_wish_is_refused_in_the_words_of_the_command_line(

@@ -89,6 +89,10 @@ def test_the_plan_follows_the_form_and_says_which_field_is_wrong(page: Page, sit
     page.get_by_label("Bits", exact=True).first.fill("99")
     expect(page.locator("#weights-bits-problem")).to_contain_text("must be at most 8")
     expect(page.get_by_label("Bits", exact=True).first).to_have_attribute("aria-invalid", "true")
+    page.get_by_label("Bits", exact=True).first.fill("5")
+    page.get_by_role("group", name="Formats").get_by_label("compressed-tensors").check()
+    expect(page.locator("#formats-problem")).to_contain_text("compressed-tensors holds weights of 4 or 8 bits")
+    expect(page.locator("#plan")).to_have_text("See the marked fields.")
 
 
 def test_a_preset_fills_the_form_and_a_clone_repeats_a_wish(page: Page, site: Site) -> None:
