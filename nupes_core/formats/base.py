@@ -53,7 +53,7 @@ class Format:
     snippet: str
     recipe: Recipe = AS_ASKED
     weight_bytes: Callable[[PlannedTensor], int] = lambda tensor: tensor.bytes_after
-    check: Callable[[Mapping[str, Any], QuantizationConfig], None] = lambda model_config, config: None
+    check: Callable[[Mapping[str, Any], QuantizationConfig], object] = lambda model_config, config: None
     check_folder: Callable[[Path], object] = lambda folder: None
     memory_bytes: Callable[[Sequence[PlannedTensor]], int] = lambda tensors: 0
     holds_input_codes: bool = False

@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nupes_core.config import ExponentConfig, LayerOverride, QuantizationConfig, WeightConfig
-from nupes_core.errors import InvalidConfigError, UnsupportedArchitectureError
+from nupes_core.errors import InvalidConfigError
 from nupes_core.formats.base import Format, Pieces
+from nupes_core.gguf.architectures import architecture_of
 from nupes_core.gguf.blocktypes import BLOCK, SUPERBLOCK, TYPES, type_of
-from nupes_core.gguf.rotary import rotary
 from nupes_core.gguf.tokenizer import read_tokenizer
 from nupes_core.header import TensorInfo, TensorSpec
 from nupes_core.planned import PlannedTensor
@@ -47,14 +47,6 @@ LEARNT_TYPES: Mapping[int, str] = {**SUPER_TYPES, 4: "IQ4_NL", 5: "Q5_0"}
 
 BLOCK_TYPES: Mapping[int, str] = {4: "IQ4_NL", 5: "Q5_0", 8: "Q8_0"}
 """For other rows of whole blocks."""
-
-ARCHITECTURES: Mapping[str, str] = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""`model_type` of transformers -> architecture of llama.cpp."""
-
-INTERLEAVED: Mapping[str, Mapping[str, str]] = {
-    "llama": {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
-}
-"""Architecture -> layers whose rows it wants interleaved, as its rotation turns neighbours: the key of their heads."""
 
 
 def nearest(types: Mapping[int, str], bits: int) -> str:
@@ -89,23 +81,6 @@ def _adapt(config: QuantizationConfig) -> QuantizationConfig:
 
 def _override(asked: LayerOverride) -> LayerOverride:
     return replace(asked, group_size=None)
-
-
-def _check(model_config: Mapping[str, Any], config: QuantizationConfig) -> None:
-    kind = str(model_config.get("model_type"))
-    if kind not in ARCHITECTURES:
-        raise UnsupportedArchitectureError(
-            f"format {NAME} is written for the architectures {', '.join(ARCHITECTURES)}; this model is {kind!r}",
-            hint="Ask for the format nupes, dense or compressed-tensors.",
-        )
-    window = "use_sliding_window" if kind.startswith("qwen") else "sliding_window"
-    found = [key for key in ("attention_bias", "mlp_bias", window) if model_config.get(key)]
-    if found:
-        raise UnsupportedArchitectureError(
-            f"format {NAME} is not written for a {kind} with {found[0]}",
-            hint="Ask for the format nupes, dense or compressed-tensors.",
-        )
-    rotary(model_config)
 
 
 def _refuse(info: TensorInfo, view: MatrixView, fmt: WeightFormat, facts: ModelFacts) -> str | None:
@@ -170,7 +145,7 @@ GGUF = Format(
         decode=lambda weight, dtype: weight.dequantize_ggml(),
         settle=_settle,
     ),
-    check=_check,
+    check=lambda model_config, config: architecture_of(model_config),
     check_folder=read_tokenizer,
     own_bytes=_own_bytes,
     adds="vocabulary",

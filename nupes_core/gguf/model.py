@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from nupes_core.errors import LoadCheckError
-from nupes_core.formats.gguf import ARCHITECTURES, FILE_NAME, INTERLEAVED
+from nupes_core.formats.gguf import FILE_NAME
+from nupes_core.gguf.architectures import ARCHITECTURES
 from nupes_core.gguf.blocktypes import TYPES
 from nupes_core.modelfolder import CONFIG_NAME, read_config
 
@@ -50,7 +51,7 @@ def _config(path: Path) -> Any:
 
     raw, _ = read_config(path / CONFIG_NAME)
     told = {key: value for key, value in raw.items() if key not in ("model_type", "architectures")}
-    return AutoConfig.for_model(ARCHITECTURES[raw["model_type"]], **told)
+    return AutoConfig.for_model(ARCHITECTURES[raw["model_type"]].reader, **told)
 
 
 def decoded_gguf(path: Path, modules: Iterable[str]) -> Iterable[tuple[str, torch.Tensor]]:
@@ -59,10 +60,10 @@ def decoded_gguf(path: Path, modules: Iterable[str]) -> Iterable[tuple[str, torc
 
     config, _ = read_config(path / CONFIG_NAME)
     architecture = ARCHITECTURES[config["model_type"]]
-    kind = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture)
+    kind = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture.name)
     names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path / FILE_NAME).tensors}
-    heads = INTERLEAVED.get(architecture, {})
+    heads = architecture.interleaved or {}
     for module in modules:
         tensor = stored[str(names.get_name(f"{module}.weight", try_suffixes=(".weight",)))]
         weight = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())

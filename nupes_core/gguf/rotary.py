@@ -66,23 +66,49 @@ class Rotary:
         return [self.bands.divisor(self.base ** (2 * pair / head_dim)) for pair in range(head_dim // 2)]
 
 
-def rotary(config: Mapping[str, Any]) -> Rotary:
+def rotary(config: Mapping[str, Any], base: float = BASE) -> Rotary:
     """Read the rotary positions of a model's `config.json`, in the words of transformers 5 or 4.
+
+    Of models whose layers have positions of two kinds, those of the layers that see everything.
+
+    Args:
+        config: content of `config.json`.
+        base: where that says nothing.
 
     Raises:
         UnsupportedArchitectureError: a kind that llama.cpp is not told of here, or numbers that make no sense.
     """
-    told = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(told, Mapping):
-        raise _refused("rotary positions that are no object")
+    told = _told(config, "full_attention")
     kind = told.get("rope_type") or told.get("type") or "default"
     if not isinstance(kind, str) or kind not in KINDS:
         raise _refused(f"rotary positions of the kind {kind!r}", f" These are written: {', '.join(KINDS)}.")
-    known: dict[str, Any] = {"partial_rotary_factor": 1.0, "rope_theta": BASE, **config, **told}
+    known: dict[str, Any] = {"partial_rotary_factor": 1.0, "rope_theta": base, **config, **told}
     if _number(known, "partial_rotary_factor") != 1:
         raise _refused("rotary positions on a part of a head")
-    base = _number(known, "rope_theta")
-    return KINDS[kind](told, base)
+    return KINDS[kind](told, _number(known, "rope_theta"))
+
+
+def local_base(config: Mapping[str, Any]) -> float:
+    """Return the base of the positions in layers with a window, which are not scaled.
+
+    Raises:
+        UnsupportedArchitectureError: they are, or it is no number.
+    """
+    if "rope_parameters" not in config:
+        return _number({"rope_local_base_freq": BASE, **config}, "rope_local_base_freq")
+    told = _told(config, "sliding_attention")
+    if told.get("rope_type", "default") != "default":
+        raise _refused("scaled rotary positions in layers with a window")
+    return _number({"rope_theta": BASE, **told}, "rope_theta")
+
+
+def _told(config: Mapping[str, Any], layers: str) -> Mapping[str, Any]:
+    told = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if isinstance(told, Mapping) and layers in told:
+        told = told[layers]
+    if not isinstance(told, Mapping):
+        raise _refused("rotary positions that are no object")
+    return told
 
 
 def _linear(told: Mapping[str, Any], base: float) -> Rotary:

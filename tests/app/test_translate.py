@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -98,8 +100,9 @@ def test_activations_take_data_where_it_helps_and_need_none_where_scales_are_dyn
     assert (full_spec(**fields).calibration is None) == ("calibration" not in fields)
 
 
-MODEL_TYPES = {"onnx": "bert"}
-"""Of a model that a format is written for, where that is not llama."""
+LLAMA = json.loads((Path(__file__).parents[2] / "examples/booklm/config.json").read_text())
+CONFIGS = {"onnx": {"model_type": "bert"}}
+"""Of a model that a format is written for, where that is no llama."""
 
 WEIGHTS: tuple[dict[str, Any], ...] = (
     {},
@@ -146,7 +149,7 @@ def core_takes(name: str, wish: dict[str, Any]) -> bool:
     """Ask the format itself, for a model that it is written for; what is asked is read with a format that takes all."""
     config = quantization_config(full_spec(**wish, formats=["nupes"]))
     try:
-        plan_headers({}, {"model_type": MODEL_TYPES.get(name, "llama")}, config, formats=[name])
+        plan_headers({}, CONFIGS.get(name, LLAMA), config, formats=[name])
     except InvalidConfigError:
         return False
     return True

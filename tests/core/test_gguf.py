@@ -26,6 +26,7 @@ from nupes_core.config import (
     WeightConfig,
 )
 from nupes_core.errors import InvalidConfigError, UnsupportedArchitectureError
+from nupes_core.gguf.architectures import architecture_of
 from nupes_core.gguf.blocks import encode_blocks
 from nupes_core.gguf.blocktypes import type_of
 from nupes_core.gguf.model import decoded_gguf
@@ -271,6 +272,54 @@ def test_positions_that_llama_cpp_is_not_told_of_are_refused(told: dict[str, Any
     assert "Ask for the format nupes" in str(caught.value.hint)
 
 
+GEMMA_3 = {
+    "model_type": "gemma3_text",
+    "hidden_size": 1152,
+    "intermediate_size": 6912,
+    "max_position_embeddings": 32_768,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 12,
+    "vocab_size": 262_144,
+    "sliding_window": 512,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "sliding_window_pattern": 6,
+    "rope_local_base_freq": 10_000,
+    "rope_theta": 1_000_000,
+}
+
+
+def test_a_gemma_3_in_words_of_transformers_4_is_written() -> None:
+    assert architecture_of(GEMMA_3).name == "gemma3"
+    assert rotary({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, base=1e6) == Rotary(1e6, linear=8.0)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"query_pre_attn_scalar": 168}, "query_pre_attn_scalar"),
+        ({"sliding_window_pattern": 4}, "each sixth layer"),
+        ({"layer_types": ["full_attention"] * 12}, "each sixth layer"),
+        ({"rope_local_base_freq": 20_000}, "other positions"),
+        ({"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}, "layers with a window"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "kind 'yarn'"),
+        ({"rope_parameters": {"full_attention": 7}}, "no object"),
+        ({"hidden_activation": "silu"}, "activation 'silu'"),
+        ({"sliding_window": None}, "sliding_window is None"),
+        ({"hidden_size": "1152"}, "hidden_size is '1152'"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True"),
+        ({"vocab_size": 1 << 40}, "vocab_size"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"model_type": "qwen3", "hidden_activation": None, "hidden_act": "gelu"}, "activation 'gelu'"),
+    ],
+)
+def test_a_gemma_3_that_llama_cpp_would_compute_in_another_way_is_refused(told: dict[str, Any], words: str) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=words):
+        architecture_of({**GEMMA_3, **told})
+
+
 def test_words_of_transformers_4_are_understood() -> None:
     old = {"rope_theta": 5e5, "rope_scaling": {key: value for key, value in LLAMA3.items() if key != "rope_theta"}}
     assert rotary(old) == rotary({"rope_parameters": LLAMA3})
@@ -279,10 +328,12 @@ def test_words_of_transformers_4_are_understood() -> None:
 
 def test_what_it_can_not_hold_is_said_before_any_work(tmp_path: Path) -> None:
     for family in ("gpt2", "gemma2"):
-        with pytest.raises(UnsupportedArchitectureError, match="written for the architectures"):
+        with pytest.raises(UnsupportedArchitectureError, match="not written for architectures but"):
             plan_folder(save(family, tmp_path / family), settings(4), formats=["gguf"])
     with pytest.raises(UnsupportedArchitectureError, match="sliding_window"):
         plan_folder(save("mistral", tmp_path / "mistral"), settings(4), formats=["gguf"])
+    with pytest.raises(UnsupportedArchitectureError, match="each sixth layer"):
+        plan_folder(save("gemma3", tmp_path / "gemma3"), settings(4), formats=["gguf"])
     activations = QuantizationConfig(activations=ActivationConfig())
     with pytest.raises(InvalidConfigError, match="activations"):
         plan_folder(save("llama", tmp_path / "llama"), activations, formats=["gguf"])

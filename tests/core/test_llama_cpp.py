@@ -14,6 +14,8 @@ import pytest
 import torch
 from transformers import (
     AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -27,7 +29,8 @@ from transformers import (
 import nupes_core
 from nupes_core import quantize
 from nupes_core.config import LayerSelection, QuantizationConfig, WeightConfig
-from nupes_core.formats.gguf import ARCHITECTURES, BLOCK_TYPES, LEARNT_TYPES, SUPER_TYPES, nearest
+from nupes_core.formats.gguf import BLOCK_TYPES, LEARNT_TYPES, SUPER_TYPES, nearest
+from nupes_core.gguf.architectures import ARCHITECTURES
 from nupes_core.gguf.rotary import KINDS
 from tests.core.llamacpp import next_tokens
 
@@ -59,6 +62,11 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+GEMMA = {**SIZES, "num_hidden_layers": 7, "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 48}
+GEMMA_SCALED = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+}
 
 FAMILIES: Mapping[str, Callable[[], Any]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
@@ -66,6 +74,8 @@ FAMILIES: Mapping[str, Callable[[], Any]] = {
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=64)),
+    "gemma 3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**GEMMA)),
+    "gemma 3, scaled": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**GEMMA, rope_parameters=GEMMA_SCALED)),
     "llama 3.1": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=LLAMA3)),
     "linear": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=LINEAR)),
     "mistral, linear": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None, rope_parameters=LINEAR)),
