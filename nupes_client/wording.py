@@ -15,13 +15,14 @@ def setting(pointer: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value of JSON without its marks."""
+    """A value of JSON without its marks; what an object leaves open is left out."""
     if value is None or value in ([], {}):
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name.replace('_', ' ')}: {plain(inner)}" for name, inner in value.items())
+        told = {name.replace("_", " "): plain(inner) for name, inner in value.items() if inner is not None}
+        return ", ".join(f"{name}: {inner}" for name, inner in told.items()) or NOTHING
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(plain(inner) for inner in value)
     return str(value)
