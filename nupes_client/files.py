@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nupes_client.errors import FileChangedError, LocalFileError, missing_file
+from nupes_client.wholeness import check_whole
 
 CHUNK_BYTES = 1 << 20
 Advance = Callable[[int], None]
@@ -39,7 +40,7 @@ def model_folder(folder: Path) -> ModelFolder:
     Subfolders are left out: hubs keep other formats of the same weights there.
 
     Raises:
-        LocalFileError: not a folder, no `config.json`, or no safetensors file.
+        LocalFileError: not a folder, no `config.json`, no safetensors file, or files that are not whole.
     """
     if not folder.is_dir():
         raise (
@@ -53,6 +54,7 @@ def model_folder(folder: Path) -> ModelFolder:
         raise _without_weights(folder, entries)
     if not any(path.name == "config.json" for path in files):
         raise LocalFileError(f"{folder} has no config.json", hint="Give the folder that `save_pretrained` wrote.")
+    check_whole(folder, files)
     return ModelFolder(files, [path for path in entries if path not in files])
 
 

@@ -1,88 +1,123 @@
-"""Whether the files of a model are whole, as far as a look at their first bytes and their sizes tells.
-
-The service looks closer, but only once everything is there: half a download is better found before hours of sending.
-"""
+"""Whether the files of a model are whole: seen here at once, by the service only when all of them were sent."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from nupes_client.errors import LocalFileError
 
 INDEX_NAME = "model.safetensors.index.json"
-PREFIX_BYTES = 8
-MOST_HEADER_BYTES = 100_000_000
-"""Of the reference reader; nothing larger is a header."""
+SINGLE_NAME = "model.safetensors"
+MAX_INDEX_BYTES = 64_000_000
+MAX_HEADER_BYTES = 32_000_000
+"""What the service reads of an index and of a header; it refuses longer ones."""
 
+_PREFIX_BYTES = 8
 _POINTER = b"version https://git-lfs.github.com/spec/"
-_FETCH_AGAIN = "Download the model again, all of it."
+_SHOWN = 3
+_AGAIN = "Download or save it again from its source."
 
 
-def check_whole(folder: Path, files: Sequence[Path]) -> None:
-    """Refuse a model that can not be one. Where an index says which weight files there are, only those are looked at.
+def check_whole(folder: Path, files: list[Path]) -> None:
+    """Check the files of a model that are to be sent. Reads index and headers, no weights.
+
+    Safetensors files that an index does not name are left alone: the service does not read their tensors either.
 
     Raises:
-        LocalFileError: a file is a pointer of Git LFS, a weight file is cut short, too long, or without a header, or
-            one that the index names is missing.
+        LocalFileError: pointers of git-lfs in place of files, a file of the index that is missing, or weights that
+            are cut short, too long or no safetensors.
     """
-    for file in files:
-        _refuse_pointer(file)
-    indexed = _indexed(folder / INDEX_NAME)
-    missing = sorted(indexed - {file.name for file in files})
+    pointers = [path.name for path in files if _read(path, len(_POINTER)) == _POINTER]
+    if pointers:
+        raise LocalFileError(
+            f"{folder} has pointers of git-lfs in place of files: {_some(pointers)}",
+            hint="Run `git lfs pull` in the folder.",
+        )
+    weights = _weights(folder, {path.name for path in files})
+    missing = [path.name for path in weights if path not in files]
     if missing:
         raise LocalFileError(
-            f"{folder} lacks {_first(missing)} of the weight files that {INDEX_NAME} names", hint=_FETCH_AGAIN
+            f"{folder} lacks files that {INDEX_NAME} names: {_some(missing)}",
+            hint="Add them, or give the folder that `save_pretrained` wrote.",
         )
-    for file in files:
-        if file.suffix == ".safetensors" and (not indexed or file.name in indexed):
-            _check_weights(file)
+    for path in weights:
+        _check_weights(path)
 
 
-def _refuse_pointer(file: Path) -> None:
-    with file.open("rb") as content:
-        if content.read(len(_POINTER)) == _POINTER:
-            raise LocalFileError(
-                f"{file} is a pointer of Git LFS, not the file it stands for", hint=f"In {file.parent}: git lfs pull"
-            )
+def _weights(folder: Path, names: set[str]) -> list[Path]:
+    """The files that the service will take the weights from, as far as can be told."""
+    if INDEX_NAME in names and (indexed := _indexed(folder / INDEX_NAME)):
+        return [folder / name for name in sorted(indexed)]
+    if SINGLE_NAME in names:
+        return [folder / SINGLE_NAME]
+    return [folder / name for name in sorted(names) if name.endswith(".safetensors")]
 
 
 def _indexed(path: Path) -> set[str]:
-    """Return the weight files that an index names; none where it makes no sense, of which the service has words."""
+    """The files that an index names; none when there is no sense in it, which the service has its own words for."""
+    index = _json(_read(path, MAX_INDEX_BYTES))
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    return set(names) if all(_is_weight_file(name) for name in names) else set()
+
+
+def _is_weight_file(name: object) -> bool:
+    return isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name
+
+
+def _check_weights(path: Path) -> None:
+    size = path.stat().st_size
+    length = _header_length(path, size)
+    tensors_end = _tensors_end(_json(_read(path, length, start=_PREFIX_BYTES)))
+    if tensors_end is None:
+        raise _headless(path)
+    end = _PREFIX_BYTES + length + tensors_end
+    if size != end:
+        fault = "cut short" if size < end else "too long"
+        raise LocalFileError(f"{path} is {fault}: it has {size} bytes, and its header says {end}", hint=_AGAIN)
+
+
+def _header_length(path: Path, size: int) -> int:
+    length = int.from_bytes(_read(path, _PREFIX_BYTES), "little")
+    if length > MAX_HEADER_BYTES:
+        raise _headless(path)
+    if size < _PREFIX_BYTES + length:
+        raise LocalFileError(f"{path} is cut short: it ends at byte {size}, before its header does", hint=_AGAIN)
+    return length
+
+
+def _tensors_end(header: Any) -> int | None:
+    """Where the last tensor ends, in bytes from the end of the header; None when this is no header."""
     try:
-        names = json.loads(path.read_bytes())["weight_map"].values()
-        return {name for name in names if isinstance(name, str)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return set()
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        return max(map(int, ends), default=0)
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
+        return None
 
 
-def _check_weights(file: Path) -> None:
-    size = file.stat().st_size
-    with file.open("rb") as content:
-        length = int.from_bytes(content.read(PREFIX_BYTES), "little")
-        if size <= PREFIX_BYTES or not 2 <= length <= MOST_HEADER_BYTES:
-            raise LocalFileError(f"{file} does not begin as a safetensors file does", hint=_FETCH_AGAIN)
-        if PREFIX_BYTES + length > size:
-            raise _cut_short(file, size, PREFIX_BYTES + length)
-        header = content.read(length)
+def _headless(path: Path) -> LocalFileError:
+    return LocalFileError(f"{path} is no safetensors file: it does not begin with a header", hint=_AGAIN)
+
+
+def _json(text: bytes) -> Any:
+    """What JSON says, None when it is none."""
     try:
-        ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
-        whole = PREFIX_BYTES + length + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise LocalFileError(f"{file} has no header as safetensors files have: {error}", hint=_FETCH_AGAIN) from error
-    if size < whole:
-        raise _cut_short(file, size, whole)
-    if size > whole:
-        raise LocalFileError(f"{file} has {size} bytes, {size - whole} more than its tensors", hint=_FETCH_AGAIN)
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
-def _cut_short(file: Path, size: int, whole: int) -> LocalFileError:
-    return LocalFileError(
-        f"{file} is cut short: it has {size} bytes, and says that there are {whole}", hint=_FETCH_AGAIN
-    )
+def _read(path: Path, length: int, *, start: int = 0) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+    except OSError as error:
+        raise LocalFileError(f"{path} can not be read: {error.strerror}") from error
 
 
-def _first(names: Iterable[str], most: int = 3) -> str:
-    found = list(names)
-    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -15,14 +15,14 @@ def setting(pointer: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value of JSON without its marks; what an object leaves open is left out."""
+    """A value of JSON without its marks; an object without the fields that are null."""
     if value is None or value in ([], {}):
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        told = {name.replace("_", " "): plain(inner) for name, inner in value.items() if inner is not None}
-        return ", ".join(f"{name}: {inner}" for name, inner in told.items()) or NOTHING
+        given = {name: inner for name, inner in value.items() if inner is not None}
+        return ", ".join(f"{name.replace('_', ' ')}: {plain(inner)}" for name, inner in given.items()) or NOTHING
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(plain(inner) for inner in value)
     return str(value)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from nupes_client.cli import output
 from nupes_client.errors import LocalFileError
 from nupes_client.files import model_folder
-from nupes_client.wholeness import check_whole
 
 if TYPE_CHECKING:
     from nupes_client.client import Client
@@ -25,11 +24,11 @@ def check_model(argument: str) -> None:
     """Refuse what can be no model before the service is asked.
 
     Raises:
-        LocalFileError: a path to nothing, or to a folder without a model or with half of one.
+        LocalFileError: a path to nothing, or to a folder without a whole model.
     """
     path = Path(argument)
     if path.exists():
-        check_whole(path, model_folder(path).files)
+        model_folder(path)
     elif not _is_registered(argument) and (_looks_like_path(argument) or not _HUB_ID.fullmatch(argument)):
         raise LocalFileError(f"{path}: no such file or folder", hint=_hint(argument))
 

@@ -11,7 +11,6 @@ from nupes_client.resources.paging import every
 from nupes_client.resources.uploads import Uploads
 from nupes_client.schemas.models import HubSource, Model, ModelCreate, UploadedFile, UploadSource
 from nupes_client.transport import Transport
-from nupes_client.wholeness import check_whole
 
 RECENT = 400
 """How many registered models are looked through for one with the same files."""
@@ -55,12 +54,11 @@ class Models:
             advance: told how many bytes went out.
 
         Raises:
-            LocalFileError: no model in there, or half of one.
+            LocalFileError: no model in there, or not a whole one; nothing was sent.
             ApiError: the service refused a file or the model.
         """
         folder = Path(folder)
         files = model_folder(folder).files
-        check_whole(folder, files)
         checksums = {file.name: sha256_of(file) for file in files}
         known = self._with_files(checksums)
         if known is not None:

@@ -69,6 +69,7 @@ HOSTILE_WEIGHTS: dict[str, bytes] = {
     "dtype that is no text": safetensors({"a": tensor() | {"dtype": 7}}, b"\x00" * 4),
     "metadata that is no text": safetensors({"__metadata__": {"a": {"b": 1}}, "a": tensor()}, b"\x00" * 4),
     "a pickle under another name": pickle.dumps({"a": 1}),
+    "a pointer of git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 24\n",
 }
 
 
