@@ -78,6 +78,41 @@ def test_the_description_of_the_api_shows_and_calls_it(page: Page) -> None:
     assert answer.value.status == 200
 
 
+def test_the_description_of_the_api_is_dark_where_the_rest_is(page: Page) -> None:
+    page.emulate_media(color_scheme="dark")
+    page.goto("/docs")
+    path = page.locator(".opblock-summary-path").first
+    expect(path).to_be_visible()
+    assert brightness(page, "#swagger", "backgroundColor") < 50
+    assert brightness(page, ".opblock-summary-path", "color") > 200
+    page.emulate_media(color_scheme="light")
+    expect(page.locator("html:not(.dark-mode)")).to_be_attached()
+    assert brightness(page, "#swagger", "backgroundColor") > 200
+    assert brightness(page, ".opblock-summary-path", "color") < 100
+
+
+def brightness(page: Page, selector: str, what: str) -> float:
+    """The mean of red, green and blue, 0 to 255."""
+    said = page.locator(selector).first.evaluate("(element, what) => getComputedStyle(element)[what]", what)
+    parts = [float(part) for part in re.findall(r"[\d.]+", said)[:3]]
+    return sum(parts) / len(parts)
+
+
+def test_what_a_row_is_of_stays_in_sight_while_a_wide_table_is_moved(open_browser: Open, site: Site) -> None:
+    page = open_browser(viewport={"width": 390, "height": 800})
+    sign_in(page, site.sample.secret)
+    page.goto(address(site, "learnt job"))
+    frame = page.get_by_role("group", name="Layers", exact=True)
+    heading = frame.locator("tbody th").first
+    frame.evaluate("(place) => place.scrollTo(300, 0)")
+    assert frame.evaluate("(place) => place.scrollLeft") > 100
+    left, width = (frame.evaluate(f"(place) => place.getBoundingClientRect().{side}") for side in ("left", "width"))
+    place = heading.bounding_box()
+    assert place is not None
+    assert place["x"] >= left - 1
+    assert place["width"] < width / 2
+
+
 def test_every_page_fits_a_narrow_screen(open_browser: Open, site: Site) -> None:
     page = open_browser(viewport={"width": 360, "height": 740})
     page.goto(login_link(site, site.sample.secret))
