@@ -26,6 +26,9 @@ SIZES = (
 )
 """What the file must tell."""
 
+WINDOW_SIZES = ("head_dim", "sliding_window")
+"""The same of models that look through windows."""
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -88,7 +91,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     found = ARCHITECTURES.get(kind)
     if found is None:
         raise _refused(f"architectures but {', '.join(ARCHITECTURES)}; this model is {kind!r}")
-    for key in (*SIZES, *(("sliding_window",) if found.windowed else ())):
+    for key in (*SIZES, *(WINDOW_SIZES if found.windowed else ())):
         if type(config.get(key)) is not int or not 0 < config[key] < 1 << 31:
             raise _refused(f"a {kind} whose {key} is {config.get(key)!r}")
     for key in found.refused:

@@ -307,6 +307,7 @@ def test_a_gemma_3_in_words_of_transformers_4_is_written() -> None:
         ({"rope_parameters": {"full_attention": 7}}, "no object"),
         ({"hidden_activation": "silu"}, "activation 'silu'"),
         ({"sliding_window": None}, "sliding_window is None"),
+        ({"head_dim": None, "query_pre_attn_scalar": None}, "head_dim is None"),
         ({"hidden_size": "1152"}, "hidden_size is '1152'"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),
         ({"vocab_size": 1 << 40}, "vocab_size"),
