@@ -15,7 +15,8 @@ class Settings(BaseSettings):
     `NUPES_DATABASE_URL`, `NUPES_BROKER_URL`, `NUPES_STORAGE_URL`.
     """  # noqa: D205
 
-    model_config = SettingsConfigDict(env_prefix="NUPES_", extra="ignore", frozen=True)
+    # Empty is not set: compose files and Kubernetes hand over empty variables for what was left out.
+    model_config = SettingsConfigDict(env_prefix="NUPES_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     data_dir: Path = Field(Path.home() / ".nupes", description="Everything the embedded service keeps (0700).")
     database_url: str = Field("", description="SQLAlchemy URL; default: SQLite in data_dir.")

@@ -45,6 +45,16 @@ def test_every_setting_handed_to_a_container_is_one_of_ours() -> None:
     assert {name for name in given if name.startswith("NUPES_")} <= known
 
 
+def test_what_env_leaves_out_is_as_if_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Compose hands such variables over empty; an empty NUPES_S3_ENDPOINT_URL would be an address for boto3.
+    default = Settings()
+    left_out = re.findall(r"(NUPES_\w+): \$\{\w+:-\}", (ROOT / "docker-compose.yml").read_text())
+    assert "NUPES_S3_ENDPOINT_URL" in left_out
+    for name in left_out:
+        monkeypatch.setenv(name, "")
+    assert Settings() == default
+
+
 def test_secrets_have_no_default() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     for secret in ("POSTGRES_PASSWORD", "NUPES_SECRET_KEY"):
