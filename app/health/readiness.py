@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Callable
-from urllib.parse import urlsplit
+from textwrap import shorten
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.clock import now
 from app.db.session import Database
 from app.health import repository
+from app.queue.broker import is_folder
+from app.queue.publisher import BrokerUnavailableError, check
 from app.settings import Settings
 from app.storage import BlobStore, StorageError
 from app.workers.service import status_of
@@ -19,8 +19,8 @@ from migrations import HEAD
 from nupes_client.schemas.operations import Check, Readiness
 from nupes_core import __version__
 
-_CONNECT_TIMEOUT_S = 0.5
-_PORTS = {"redis": 6379, "rediss": 6379, "amqp": 5672, "amqps": 5671}
+_LONGEST_REASON = 120
+"""Redis explains at length how it might be set up to let us in."""
 
 
 def readiness(settings: Settings, database: Database, store: BlobStore) -> Readiness:
@@ -56,21 +56,13 @@ def _check_storage(settings: Settings, store: BlobStore) -> Check:
 
 
 def _check_broker(settings: Settings) -> Check:
-    parts = urlsplit(settings.resolved_broker_url)
-    probe: Callable[[], None] = (
-        (lambda: _connect(parts.hostname or "localhost", parts.port or _PORTS[parts.scheme]))
-        if parts.scheme in _PORTS
-        else (lambda: _check_folder(settings))
-    )
     try:
-        probe()
-    except OSError as error:
-        return Check(name="broker", status="degraded", detail=f"{error}; workers look into the database meanwhile")
+        _check_folder(settings) if is_folder(settings) else check(settings)
+    except (BrokerUnavailableError, OSError) as error:
+        reason = shorten(str(error), _LONGEST_REASON, placeholder=" …").rstrip(".")
+        detail = f"{reason}; workers look into the database meanwhile"
+        return Check(name="broker", status="degraded", detail=detail)
     return Check(name="broker", status="ok")
-
-
-def _connect(host: str, port: int) -> None:
-    socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S).close()
 
 
 def _check_folder(settings: Settings) -> None:

@@ -25,9 +25,14 @@ def queue_name(settings: Settings, device_class: str) -> str:
     return f"{settings.queue_prefix}{device_class}"
 
 
+def is_folder(settings: Settings) -> bool:
+    """Whether messages are files in a folder of ours; else there is a server to talk to."""
+    return _scheme(settings) == FOLDER_SCHEME
+
+
 def consumer_options(settings: Settings) -> dict[str, Any]:
     """Return kombu's `transport_options` for a worker."""
-    return {"queue_dir": str(settings.queue_dir)} if _scheme(settings) == FOLDER_SCHEME else {}
+    return {"queue_dir": str(settings.queue_dir)} if is_folder(settings) else {}
 
 
 def publisher_options(settings: Settings) -> dict[str, Any]:

@@ -46,12 +46,10 @@ class Publisher:
         Raises:
             BrokerUnavailableError: at once, or after the socket timeout; nothing is retried here.
         """
-        from kombu.exceptions import KombuError
-
         kept = self._producer is not None
         try:
             _publish(self._connected(), queue_name(self._settings, queue), job_id)
-        except (KombuError, OSError) as error:  # kombu's OperationalError covers the drivers' own kinds
+        except _failures() as error:
             self.close()
             if not kept:
                 raise BrokerUnavailableError(f"wake-up of {job_id}: {type(error).__name__}") from error
@@ -68,6 +66,26 @@ class Publisher:
         if self._producer is None:
             self._producer = _connect(self._settings)
         return self._producer
+
+
+def check(settings: Settings) -> None:
+    """Connect as a publisher would: past the port, a broker may still refuse who asks.
+
+    Raises:
+        BrokerUnavailableError: it does not answer, or refuses.
+    """
+    try:
+        _connect(settings).connection.close()
+    except _failures() as error:
+        raise BrokerUnavailableError(str(error)) from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Kombu's OperationalError covers the drivers' own kinds, but not that RabbitMQ refuses a login."""
+    from amqp.exceptions import AMQPError
+    from kombu.exceptions import KombuError
+
+    return (KombuError, AMQPError, OSError)
 
 
 def _connect(settings: Settings) -> Producer:

@@ -20,7 +20,7 @@ from app.main import create_app
 from app.settings import Settings
 from tests.app.jobrows import add_tenant
 from tests.app.test_problems import problem
-from tests.servers import free_port
+from tests.servers import free_port, throwaway_redis
 from tests.stack import as_environment
 
 
@@ -93,6 +93,22 @@ def test_a_living_redis_is_ok(settings: Settings, database: Database, redis_url:
     add_worker(database)
     with TestClient(create_app(settings.model_copy(update={"broker_url": redis_url}))) as client:
         assert checks(client)[2]["broker"] == "ok"
+
+
+def test_a_redis_that_refuses_us_is_degraded(settings: Settings, database: Database) -> None:
+    import redis
+
+    add_worker(database)
+    with throwaway_redis() as url, redis.Redis.from_url(url, single_connection_client=True) as server:
+        server.config_set("requirepass", "not-what-we-know")
+        try:
+            with TestClient(create_app(settings.model_copy(update={"broker_url": url}))) as client:
+                body = client.get("/readyz").json()
+        finally:
+            server.config_set("requirepass", "")
+    broker = next(check for check in body["checks"] if check["name"] == "broker")
+    assert broker["status"] == "degraded"
+    assert broker["detail"].startswith("Authentication required; ")
 
 
 def test_a_dead_database_is_down(make_settings: Callable[..., Settings]) -> None:

@@ -15,6 +15,7 @@ from queue import Empty
 import psutil
 import pytest
 import redis
+from amqp.exceptions import AccessRefused
 from kombu import Connection, Queue
 from sqlalchemy import func, select, update
 
@@ -24,7 +25,7 @@ from app.db.tables import OutboxMessage
 from app.jobs.service import cancel
 from app.queue.broker import consumer_options, queue_name, register_transport
 from app.queue.outbox import SETTLE_S, WakeUps, deliver, sweep
-from app.queue.publisher import BrokerUnavailableError, Publisher
+from app.queue.publisher import BrokerUnavailableError, Publisher, check
 from app.settings import Settings
 from tests.app.jobrows import new_job, read_job
 from tests.servers import free_port
@@ -75,6 +76,20 @@ def test_a_broker_that_is_down_costs_the_request_less_than_a_second(
         with pytest.raises(BrokerUnavailableError), Publisher(settings) as publisher:
             publisher.publish("job_1", "cpu")
         assert time.monotonic() - started < 1.5
+
+
+def test_a_broker_that_refuses_the_login_is_no_broker(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_settings: Settings) -> None:
+        raise AccessRefused("Login was refused")  # as RabbitMQ does; kombu lets it through
+
+    monkeypatch.setattr("app.queue.publisher._connect", refuse)
+    settings = make_settings(broker_url="amqp://127.0.0.1/")
+    with pytest.raises(BrokerUnavailableError), Publisher(settings) as publisher:
+        publisher.publish("job_1", "cpu")
+    with pytest.raises(BrokerUnavailableError, match="Login was refused"):
+        check(settings)
 
 
 def test_the_service_pays_for_the_broker_client_on_first_use_only_and_never_for_celery() -> None:
