@@ -8,8 +8,6 @@ ENV PYTHONUNBUFFERED=1 \
     PATH=/opt/nupes/bin:$PATH
 
 FROM base AS build
-ARG PIP_EXTRA_INDEX_URL=""
-ARG EXTRAS=""
 ENV NUPES_REQUIRE_DASHBOARD=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 RUN python -m venv /opt/nupes
@@ -22,10 +20,14 @@ COPY nupes_core nupes_core
 
 # The build backend fetches the dashboard's third-party code from npm, with a Node of its own.
 FROM build AS build-api
+ARG PIP_EXTRA_INDEX_URL=""
+ARG EXTRAS=""
 # hadolint ignore=DL3013
 RUN pip install ".[server${EXTRAS}]"
 
 FROM build AS build-worker
+ARG PIP_EXTRA_INDEX_URL=""
+ARG EXTRAS=""
 # hadolint ignore=DL3013
 RUN pip install ".[core,server${EXTRAS}]"
 
