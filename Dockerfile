@@ -32,7 +32,9 @@ ARG EXTRAS=""
 RUN pip install ".[core,server${EXTRAS}]"
 
 FROM base AS runtime
-RUN useradd --system --uid 10001 --create-home --home-dir /data nupes
+RUN groupadd --gid 10001 nupes \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data nupes \
+    && install --directory --owner=10001 --group=10001 --mode=0700 /data
 ENV NUPES_DATA_DIR=/data NUMBA_CACHE_DIR=/data/numba HF_HUB_DISABLE_TELEMETRY=1
 WORKDIR /data
 USER 10001
