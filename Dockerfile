@@ -8,9 +8,10 @@ ENV PYTHONUNBUFFERED=1 \
     PATH=/opt/nupes/bin:$PATH
 
 FROM base AS build
-ENV NUPES_REQUIRE_DASHBOARD=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+ENV NUPES_REQUIRE_DASHBOARD=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-RUN python -m venv /opt/nupes
+# The image's own pip fills it (`pip --python`): what runs needs none.
+RUN python -m venv --without-pip /opt/nupes
 COPY pyproject.toml README.md ./
 COPY nupes_client nupes_client
 COPY app app
@@ -23,13 +24,13 @@ FROM build AS build-api
 ARG PIP_EXTRA_INDEX_URL=""
 ARG EXTRAS=""
 # hadolint ignore=DL3013
-RUN pip install ".[server${EXTRAS}]"
+RUN --mount=type=cache,target=/root/.cache/pip pip --python /opt/nupes/bin/python install ".[server${EXTRAS}]"
 
 FROM build AS build-worker
 ARG PIP_EXTRA_INDEX_URL=""
 ARG EXTRAS=""
 # hadolint ignore=DL3013
-RUN pip install ".[core,server${EXTRAS}]"
+RUN --mount=type=cache,target=/root/.cache/pip pip --python /opt/nupes/bin/python install ".[core,server${EXTRAS}]"
 
 FROM base AS runtime
 RUN groupadd --gid 10001 nupes \
