@@ -46,7 +46,9 @@ COPY --from=build-api /opt/nupes /opt/nupes
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/livez', timeout=2)"]
-CMD ["uvicorn", "app.main:create_app", "--factory", "--host", "0.0.0.0", "--port", "8000"]
+# Whoever is still sending or receiving when it is told to stop has 8 of the 10 seconds until it is killed.
+CMD ["uvicorn", "app.main:create_app", "--factory", "--host", "0.0.0.0", "--port", "8000", \
+     "--timeout-graceful-shutdown", "8", "--no-access-log", "--no-server-header"]
 
 FROM runtime AS worker
 COPY --from=build-worker /opt/nupes /opt/nupes
