@@ -74,5 +74,15 @@ def test_images_run_without_root_and_say_how_they_are() -> None:
         stage = re.split(rf"^FROM runtime AS {target}$", DOCKERFILE, flags=re.MULTILINE)[1].split("\nFROM ")[0]
         assert "HEALTHCHECK" in stage
     assert re.search(r"^USER \d+$", DOCKERFILE, re.MULTILINE)
+    for service in (service for service in SERVICES.values() if "build" in service):
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_build_arguments_reach_the_stages_that_use_them() -> None:
+    # Docker lets a stage inherit those of the one it is based on; other builders do not, and say nothing.
+    for stage in re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE):
+        declared = set(re.findall(r"^ARG (\w+)", stage, re.MULTILINE))
+        assert set(re.findall(r"\$\{(\w+)\}", stage)) <= declared
     for backing in ("redis", "postgres"):
         assert "healthcheck" in SERVICES[backing]
