@@ -1,7 +1,8 @@
 # One file, two images: `api` (no torch) and `worker` (with the quantizer).
 #   docker build --target api    -t nupes-api .
 #   docker build --target worker -t nupes-worker .
-# EXTRAS adds others of pyproject.toml, such as ",otel" for traces. PIP_EXTRA_INDEX_URL may name an index with CPU builds of torch; without it the worker gets the CUDA build.
+# EXTRAS adds others of pyproject.toml, such as ",otel" for traces. PIP_EXTRA_INDEX_URL may name an index with CPU builds of torch, as PyTorch's
+# page on installing does; without it the worker gets the CUDA build.
 FROM python:3.12-slim AS base
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

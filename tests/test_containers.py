@@ -77,6 +77,8 @@ def test_images_run_without_root_and_say_how_they_are() -> None:
     for service in (service for service in SERVICES.values() if "build" in service):
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
+    for backing in ("redis", "postgres"):
+        assert "healthcheck" in SERVICES[backing]
 
 
 def test_build_arguments_reach_the_stages_that_use_them() -> None:
@@ -84,5 +86,3 @@ def test_build_arguments_reach_the_stages_that_use_them() -> None:
     for stage in re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE):
         declared = set(re.findall(r"^ARG (\w+)", stage, re.MULTILINE))
         assert set(re.findall(r"\$\{(\w+)\}", stage)) <= declared
-    for backing in ("redis", "postgres"):
-        assert "healthcheck" in SERVICES[backing]

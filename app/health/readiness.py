@@ -57,7 +57,8 @@ def _check_storage(settings: Settings, store: BlobStore) -> Check:
 
 def _check_broker(settings: Settings) -> Check:
     try:
-        _check_folder(settings) if is_folder(settings) else check(settings)
+        probe = _check_folder if is_folder(settings) else check
+        probe(settings)
     except (BrokerUnavailableError, OSError) as error:
         reason = shorten(str(error), _LONGEST_REASON, placeholder=" …").rstrip(".")
         detail = f"{reason}; workers look into the database meanwhile"
