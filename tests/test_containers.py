@@ -63,6 +63,14 @@ def test_secrets_have_no_default() -> None:
         assert all(use.startswith(f"${{{secret}:?") for use in uses)
 
 
+def test_secrets_of_the_example_are_not_those_of_everybody() -> None:
+    given = dict(line.split("=", 1) for line in (ROOT / "env.example").read_text().splitlines() if line[:1].isalpha())
+    assert {name: given[name] for name in ("POSTGRES_PASSWORD", "NUPES_SECRET_KEY")} == {
+        "POSTGRES_PASSWORD": "",
+        "NUPES_SECRET_KEY": "",
+    }, "compose refuses to start until they are chosen"
+
+
 def test_no_hub_chosen_means_the_public_one() -> None:
     # An empty HF_ENDPOINT is an address for huggingface_hub, and one that never answers.
     endpoints = {service.get("environment", {}).get("HF_ENDPOINT") for service in SERVICES.values()} - {None}

@@ -20,12 +20,15 @@ from nupes_core.config import MAX_BITS, MIN_BITS
 router = APIRouter(tags=["operations"])
 
 
+# Some that watch whether a service lives ask for heads alone.
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez")
 async def livez() -> dict[str, str]:
     """The process answers; nothing else is looked at."""
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "Down."}})
 def readyz(settings: Settings_, database: Database_, store: Store, response: Response) -> Readiness:
     """Whether work can be taken. `degraded` is 200: jobs are taken and wait."""

@@ -111,6 +111,13 @@ def test_a_redis_that_refuses_us_is_degraded(settings: Settings, database: Datab
     assert broker["detail"].startswith("Authentication required; ")
 
 
+def test_who_asks_for_heads_alone_gets_them(settings: Settings) -> None:
+    with TestClient(create_app(settings)) as client:
+        for path in ("/livez", "/readyz"):
+            answer = client.head(path)
+            assert (answer.status_code, answer.content) == (client.get(path).status_code, b"")
+
+
 def test_a_dead_database_is_down(make_settings: Callable[..., Settings]) -> None:
     with TestClient(create_app(make_settings(database_url="postgresql://nobody@127.0.0.1:1/none"))) as client:
         status, state, parts = checks(client)
