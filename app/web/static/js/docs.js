@@ -2,11 +2,11 @@
 
 const token = document.querySelector('meta[name="csrf-token"]').content;
 
-// Swagger UI has a dark theme that a class turns on; the rest of the page follows the same question by itself.
-const dark = window.matchMedia("(prefers-color-scheme: dark)");
-const dress = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
-dark.addEventListener("change", dress);
-dress();
+// Swagger UI is dark by a class, not by what the browser prefers.
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const shade = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+dark.addEventListener("change", shade);
+shade();
 
 window.addEventListener("load", () => {
   window.SwaggerUIBundle({
