@@ -45,6 +45,13 @@ STRUCTURE_OF_SWAGGER_UI = {
     "select-name",
 }
 """Rules of axe that its elements break, whatever their colours."""
+IS_ON_TOP = """(element) => {
+  const box = element.getBoundingClientRect();
+  return element.contains(document.elementFromPoint((box.left + box.right) / 2, (box.top + box.bottom) / 2));
+}"""
+"""Whether nothing covers the middle of an element."""
+SCROLL_TO_THE_RIGHT = "(place) => { place.scrollIntoView(); place.scrollTo(place.scrollWidth, 0); }"
+IS_AT_ITS_RIGHT = "(place) => place.scrollLeft + place.clientWidth >= place.scrollWidth - 1"
 
 
 def address(site: Site, name: str) -> str:
@@ -115,21 +122,6 @@ def test_the_description_of_the_api_is_light_or_dark_as_the_browser_wants_it(
         assert (shade(page, "#swagger .opblock-summary-path", "color") > 150) is is_dark
 
 
-def test_what_a_row_is_of_stays_in_sight_while_a_wide_table_is_moved(open_browser: Open, site: Site) -> None:
-    page = open_browser(viewport={"width": 390, "height": 800})
-    sign_in(page, site.sample.secret)
-    page.goto(address(site, "learnt job"))
-    frame = page.get_by_role("group", name="Layers", exact=True)
-    heading = frame.locator("tbody th").first
-    frame.evaluate("(place) => place.scrollTo(300, 0)")
-    assert frame.evaluate("(place) => place.scrollLeft") > 100
-    left, width = (frame.evaluate(f"(place) => place.getBoundingClientRect().{side}") for side in ("left", "width"))
-    place = heading.bounding_box()
-    assert place is not None
-    assert place["x"] >= left - 1
-    assert place["width"] < width / 2
-
-
 def test_every_page_fits_a_narrow_screen(open_browser: Open, site: Site) -> None:
     page = open_browser(viewport={"width": 360, "height": 740})
     page.goto(login_link(site, site.sample.secret))
@@ -160,6 +152,50 @@ def test_on_a_narrow_screen_rows_are_cards_and_links_a_menu_also_without_javascr
     list_ = page.locator(".scroll:has(table.jobs)")
     assert list_.evaluate("(place) => place.scrollWidth <= place.clientWidth")
     expect(page.locator(".stack tbody td[data-label=Gates]").first).to_be_in_viewport()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_a_row_is_about_stays_while_its_figures_go_by(open_browser: Open, site: Site, scheme: str) -> None:
+    page = open_browser(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+    sign_in(page, site.sample.secret)
+    wide = []
+    for name, there in (("learnt job", "#layer-table button.link"), ("compare", "#overlay-chart canvas")):
+        page.goto(address(site, name))
+        expect(page.locator(there).first).to_be_visible()
+        page.locator("main details").evaluate_all("(all) => all.forEach((details) => { details.open = true; })")
+        for place in page.locator(".scroll:has(table:not(.stack)):visible").all():
+            if not place.evaluate("(place) => place.scrollWidth > place.clientWidth"):
+                continue
+            wide.append(name)
+            place.evaluate(SCROLL_TO_THE_RIGHT)
+            for heading in (place.locator("thead th").first, place.locator("tbody th[scope=row]").first):
+                frame, box = place.bounding_box(), heading.bounding_box()
+                assert frame is not None
+                assert box is not None
+                assert frame["x"] <= box["x"] < frame["x"] + 2
+                assert 0 < box["width"] < 0.5 * frame["width"]
+                assert heading.evaluate("(cell) => cell.scrollWidth <= cell.clientWidth + 1")
+                assert re.match(
+                    r"(rgb|color)\([^/]*\)$", heading.evaluate("(cell) => getComputedStyle(cell).backgroundColor")
+                )
+                assert heading.evaluate(IS_ON_TOP)
+            assert place.evaluate(IS_AT_ITS_RIGHT)
+    assert (wide.count("learnt job"), wide.count("compare")) == (3, 2)
+
+
+def test_what_has_the_focus_is_not_beneath_the_heading_of_the_row(open_browser: Open, site: Site) -> None:
+    page = open_browser(viewport={"width": 390, "height": 800})
+    sign_in(page, site.sample.secret)
+    page.goto(address(site, "learnt job"))
+    expect(page.locator("#layer-table button.link").first).to_be_visible()
+    place = page.locator(".scroll:has(#layer-table)")
+    for button in page.locator("#layer-table thead").get_by_role("button").all():
+        place.evaluate(SCROLL_TO_THE_RIGHT)
+        button.focus()
+        assert button.evaluate(IS_ON_TOP), button.inner_text()
+    place.evaluate(SCROLL_TO_THE_RIGHT)
+    page.locator("#layer-table tbody").get_by_role("button").nth(1).focus()
+    assert place.evaluate(IS_AT_ITS_RIGHT)
 
 
 def test_a_job_without_a_name_is_called_by_its_model_and_each_says_its_own(page: Page, site: Site) -> None:
