@@ -82,7 +82,8 @@ def rotary(config: Mapping[str, Any], base: float = BASE) -> Rotary:
     kind = told.get("rope_type") or told.get("type") or "default"
     if not isinstance(kind, str) or kind not in KINDS:
         raise _refused(f"rotary positions of the kind {kind!r}", f" These are written: {', '.join(KINDS)}.")
-    known: dict[str, Any] = {"partial_rotary_factor": 1.0, "rope_theta": base, **config, **told}
+    said = {name: value for name, value in {**config, **told}.items() if value is not None}
+    known: dict[str, Any] = {"partial_rotary_factor": 1.0, "rope_theta": base, **said}
     if _number(known, "partial_rotary_factor") != 1:
         raise _refused("rotary positions on a part of a head")
     return KINDS[kind](told, _number(known, "rope_theta"))

@@ -324,7 +324,7 @@ def test_a_gemma_3_that_llama_cpp_would_compute_in_another_way_is_refused(told: 
 def test_words_of_transformers_4_are_understood() -> None:
     old = {"rope_theta": 5e5, "rope_scaling": {key: value for key, value in LLAMA3.items() if key != "rope_theta"}}
     assert rotary(old) == rotary({"rope_parameters": LLAMA3})
-    assert rotary({"rope_scaling": None}) == Rotary(10_000.0)
+    assert rotary({"rope_scaling": None, "rope_theta": None, "partial_rotary_factor": None}) == Rotary(10_000.0)
 
 
 def test_what_it_can_not_hold_is_said_before_any_work(tmp_path: Path) -> None:
